@@ -1,0 +1,147 @@
+"""Fpu, what every task has, and FpuGuest, what every vCPU has; and FpuHost, what they share.
+
+Both hold a reference to a container and little else: ``Fpu.fpstate`` is the container the registers belong to *now*,
+``Fpu.task_fpstate`` the task's own one while a guest is swapped in.
+
+Source: arch/x86/include/asm/fpu/types.h, struct fpu, struct fpu_guest and struct fpu_state_perm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from fpu_core.alloc import Account, Allocator
+from fpu_core.config import FpuConfig
+from fpu_core.fpstate import Fpstate, task_fpstate
+from fpu_core.trace import CoreTracer
+
+if TYPE_CHECKING:
+    from fpu_core.cpu import Cpu
+
+#: Bit 63 of a guest permission: a first vCPU exists, so no more may be granted (FPU_GUEST_PERM_LOCKED).
+FPU_GUEST_PERM_LOCKED: Final = 1 << 63
+#: sizeof(struct kvm_xsave): the least a KVM_GET_XSAVE buffer has. Source: include/uapi/asm/kvm.h.
+KVM_XSAVE_BYTES: Final = 4096
+
+
+@dataclass(slots=True)
+class FpuHost:
+    """What the kernel has once: the configuration, the allocator, the observer, and where the kernel may be preempted."""
+
+    config: FpuConfig
+    allocator: Allocator = field(default_factory=Allocator)
+    tracer: CoreTracer | None = None
+    #: Called where preemption is enabled in the middle of an operation; tests preempt the task here.
+    preemptible: Callable[[str], None] | None = None
+
+    def preempt_point(self, name: str) -> None:
+        """A place where the scheduler could take the CPU away."""
+        if self.preemptible is not None:
+            self.preemptible(name)
+
+
+@dataclass(slots=True)
+class StatePerm:
+    """One permission record: what a process may use, and the image sizes (bytes) that follow from it."""
+
+    state_perm: int
+    state_size: int
+    user_state_size: int
+
+
+class Fpu:
+    """The FPU part of one task (thread). Group-wide permissions live in the group leader's."""
+
+    __slots__ = (
+        "account",
+        "cpu",
+        "embedded",
+        "fpstate",
+        "guest_perm",
+        "host",
+        "is_kthread",
+        "last_cpu",
+        "leader",
+        "name",
+        "need_load",
+        "perm",
+        "pkru",
+        "task_fpstate",
+    )
+
+    def __init__(self, host: FpuHost, name: str, *, account: Account, leader: Fpu | None = None) -> None:
+        config = host.config
+        self.host = host
+        self.name = name
+        #: Where the memory of grown containers is charged: the process, which is the VM.
+        self.account = account
+        self.leader = leader if leader is not None else self
+        #: The container embedded in the task; it is never freed on its own.
+        self.embedded = task_fpstate(config)
+        #: The active container: the registers' home.
+        self.fpstate: Fpstate = self.embedded
+        #: The task's own container while a guest's is active; None otherwise (__task_fpstate).
+        self.task_fpstate: Fpstate | None = None
+        self.perm = StatePerm(config.kernel.default_features, config.kernel.default_size, config.user.default_size)
+        self.guest_perm = StatePerm(config.guest_default_features, config.guest_default_size, config.user.default_size)
+        #: The CPU whose registers last held this task's state, -1 for none.
+        self.last_cpu = -1
+        #: TIF_NEED_FPU_LOAD: the memory image is the truth, not the registers.
+        self.need_load = False
+        #: The CPU the task runs on, None while it is scheduled out.
+        self.cpu: Cpu | None = None
+        self.is_kthread = False
+        #: PKRU is switched with the task, beside the FPU code.
+        self.pkru = 0
+
+    def __repr__(self) -> str:
+        where = f"cpu{self.cpu.nr}" if self.cpu is not None else "off"
+        return f"<Fpu {self.name} {where} need_load={self.need_load} fpstate={self.fpstate}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ReallocRequest:
+    """What the intercept leaves for the swap: the features the container must gain, and the XFD it will then have.
+
+    ``xfd`` is exactly the value the pending write asks for. This object is the mail's ``need_realloc``.
+    """
+
+    xfeatures: int
+    xfd: int
+
+
+class FpuGuest:
+    """The guest pseudo FPU of one vCPU (struct fpu_guest)."""
+
+    __slots__ = ("fpstate", "perm", "realloc_request", "uabi_size", "xfd_err", "xfeatures")
+
+    def __init__(self) -> None:
+        #: The container; None before alloc and after free.
+        self.fpstate: Fpstate | None = None
+        #: Features enabled for the vCPU: those of its container.
+        self.xfeatures = 0
+        #: Guest XFD_ERR, loaded into the register around the guest window only.
+        self.xfd_err = 0
+        #: Bytes that KVM_GET_XSAVE2 and KVM_SET_XSAVE move.
+        self.uabi_size = 0
+        #: Pending growth: set by the intercept, honoured and cleared by the next swap-out. None nearly always.
+        self.realloc_request: ReallocRequest | None = None
+        #: Under rules before 2025 only: the copy of the permission taken at alloc.
+        self.perm = 0
+
+    def __repr__(self) -> str:
+        return f"<FpuGuest {self.fpstate} xfd_err={self.xfd_err:#x} request={self.realloc_request}>"
+
+
+def fpstate_set_realloc_request(guest: FpuGuest, xfeatures: int, xfd: int) -> None:
+    """Ask the next swap-out to grow the container by ``xfeatures``; requests accumulate, the last XFD counts.
+
+    The one narrow function between KVM's problem (what must be intercepted) and the FPU core's (how storage grows).
+    Nothing is allocated and nothing is committed here. Source: the founding mail.
+    """
+    pending = guest.realloc_request
+    if pending is not None:
+        xfeatures |= pending.xfeatures
+    guest.realloc_request = ReallocRequest(xfeatures, xfd)

@@ -1,0 +1,136 @@
+"""Growing a container: allocate, describe, move, publish, free. The only line that can fail is the first.
+
+One function serves the guest's swap (the founding mail), the host task's own #NM, and mainline's growth when userspace
+sets CPUID. Image bytes are never copied from the old container to the new one, because their layouts differ: the
+registers carry the state across.
+
+Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc() and __xfd_enable_feature(); order as the founding mail wants it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpu_core.alloc import (
+    POINT_REALLOC_ALLOC,
+    POINT_TASK_REALLOC_ALLOC,
+    AllocFailure,
+    AllocFailureCause,
+)
+from fpu_core.context import fpregs_restore_userregs, running_cpu
+from fpu_core.errors import Errno, core_assert
+from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, fpstate_init_layout
+from fpu_core.fpu import Fpu, FpuGuest, StatePerm
+from fpu_core.permission import group_perm
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+
+
+@dataclass(frozen=True, slots=True)
+class Reallocated:
+    """The container grew. Sizes are of the images, in bytes."""
+
+    old_size_bytes: int
+    new_size_bytes: int
+    xfeatures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReallocFailed:
+    """The container did not grow, and nothing else changed.
+
+    ``cause`` is None where the permission is missing (EPERM); ``size_bytes`` is what the allocation would have taken.
+    """
+
+    errno: Errno
+    cause: AllocFailureCause | None
+    xfeatures: int
+    size_bytes: int
+
+
+def realloc_guest_fpstate(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Reallocated | ReallocFailed:
+    """Grow a guest's container by ``xfeatures`` on behalf of ``fpu``, whose process pays and needs the permission.
+
+    The new container keeps the old one's XFD: who grows a container says afterwards which features that arms.
+    """
+    core_assert(guest.fpstate is not None, "a vCPU without a container cannot grow one")
+    perm = group_perm(fpu, guest=True)
+    xfeatures &= XFEATURE_MASK_USER_DYNAMIC
+    result = _grow(fpu, guest, perm, xfeatures)
+    if isinstance(result, Reallocated):
+        guest.xfeatures |= xfeatures
+        guest.uabi_size = perm.user_state_size
+    return result
+
+
+def realloc_task_fpstate(fpu: Fpu, xfeatures: int) -> Reallocated | ReallocFailed:
+    """Grow the container of ``fpu`` itself by ``xfeatures`` and arm them; the register follows at once."""
+    core_assert(fpu.task_fpstate is None, "a host task grows its own container, never while a guest is swapped in")
+    xfeatures &= XFEATURE_MASK_USER_DYNAMIC
+    result = _grow(fpu, None, group_perm(fpu, guest=False), xfeatures)
+    if isinstance(result, Reallocated):
+        fpu.fpstate.xfd &= ~xfeatures
+        running_cpu(fpu).xfd_update_state(fpu.fpstate.xfd)
+    return result
+
+
+def _grow(fpu: Fpu, guest: FpuGuest | None, perm: StatePerm, xfeatures: int) -> Reallocated | ReallocFailed:
+    host = fpu.host
+    old = guest.fpstate if guest is not None else fpu.fpstate
+    assert old is not None
+    if perm.state_perm & xfeatures != xfeatures:
+        known = (old.xfeatures | xfeatures) & host.config.kernel.max_features
+        needed = host.config.kernel_size(known) + FPSTATE_HEADER_BYTES
+        return ReallocFailed(Errno.EPERM, None, xfeatures, needed)
+    point = POINT_REALLOC_ALLOC if guest is not None else POINT_TASK_REALLOC_ALLOC
+    # The size is that of everything permitted, not of the request: reading it without the lock is harmless so.
+    regs = host.allocator.vzalloc(point, fpu.account, perm.state_size, FPSTATE_HEADER_BYTES)
+    if isinstance(regs, AllocFailure):
+        if host.tracer is not None:
+            host.tracer.vzalloc(regs.size_bytes, None)
+        return ReallocFailed(Errno.ENOMEM, regs.cause, xfeatures, regs.size_bytes)
+    new = _describe(old, regs, perm, xfeatures)
+    fpstate_init_layout(new, host.config)
+    if host.tracer is not None:
+        host.tracer.vzalloc(new.allocated_bytes, new)
+    host.preempt_point("realloc: allocated, not yet locked")
+    _publish(fpu, guest, old, new)
+    _free(fpu, old)
+    return Reallocated(old.size, new.size, xfeatures)
+
+
+def _describe(old: Fpstate, regs: bytearray, perm: StatePerm, xfeatures: int) -> Fpstate:
+    """Make the container: what it can hold grows, what it *is* (whose, confidential, its XFD) stays.
+
+    ``in_use`` is copied in ``_publish``, under the lock: until then a preemption may still come in between.
+    """
+    new = Fpstate(
+        regs=regs,
+        size=perm.state_size,
+        user_size=perm.user_state_size,
+        xfeatures=old.xfeatures | xfeatures,
+        user_xfeatures=old.user_xfeatures | xfeatures,
+        xfd=old.xfd,
+    )
+    new.is_valloc = True
+    new.is_guest = old.is_guest
+    new.is_confidential = old.is_confidential
+    return new
+
+
+def _publish(fpu: Fpu, guest: FpuGuest | None, old: Fpstate, new: Fpstate) -> None:
+    """Under the fpregs lock: make the old image live if it is the active one and in memory, then flip the pointers."""
+    active = fpu.fpstate is old
+    if active and fpu.need_load:
+        fpregs_restore_userregs(fpu)  # under the old XFD: it is the old image that is loaded
+    new.in_use = old.in_use
+    if guest is not None:
+        guest.fpstate = new
+    if active:
+        fpu.fpstate = new
+
+
+def _free(fpu: Fpu, old: Fpstate) -> None:
+    if old.is_valloc:
+        fpu.host.allocator.vfree(fpu.account, old.allocated_bytes)
+        if fpu.host.tracer is not None:
+            fpu.host.tracer.vfree(old)

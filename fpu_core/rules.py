@@ -1,0 +1,56 @@
+"""Where kernel versions differ, as one small table instead of branches all over.
+
+``KERNEL_6_12`` is what the recorded data of Linux 6.12.117 shows; ``KERNEL_6_18`` is 6.18 plus the fix of January 2026
+that clears XSTATE_BV[i] in a guest image whenever XFD[i] is set (commit b45f72177594), and is the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fpu_core.xfeature import (
+    XFEATURE_MASK_APX,
+    XFEATURE_MASK_GUEST_SUPERVISOR,
+    XFEATURE_MASK_SUPERVISOR_SUPPORTED,
+    XFEATURE_MASK_USER_SUPPORTED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRules:
+    """One kernel version's differences. Every field names a behaviour, never a version."""
+
+    name: str
+    #: XFEATURE_MAX: feature numbers from here on are EINVAL for arch_prctl.
+    xfeature_max: int
+    user_supported: int
+    supervisor_supported: int
+    #: Features a guest container has and a host task's does not (CET_KERNEL, since 6.17).
+    guest_supervisor: int
+    #: Bug B6: a granted permission is stored as (permitted | requested) & USER_SUPPORTED, so supervisor bits are lost.
+    #: Source: "x86/fpu/xstate: Always preserve non-user xfeatures/flags in __state_perm", posted November 2023.
+    perm_loses_supervisor: bool
+    #: struct fpu_guest still has its own copy of the permission (dropped in 2025, "Drop @perm from guest pseudo FPU").
+    guest_keeps_perm: bool
+
+
+KERNEL_6_18: Final = KernelRules(
+    name="6.18",
+    xfeature_max=20,
+    user_supported=XFEATURE_MASK_USER_SUPPORTED,
+    supervisor_supported=XFEATURE_MASK_SUPERVISOR_SUPPORTED,
+    guest_supervisor=XFEATURE_MASK_GUEST_SUPERVISOR,
+    perm_loses_supervisor=False,
+    guest_keeps_perm=False,
+)
+KERNEL_6_12: Final = KernelRules(
+    name="6.12",
+    xfeature_max=19,
+    user_supported=XFEATURE_MASK_USER_SUPPORTED & ~XFEATURE_MASK_APX,
+    supervisor_supported=XFEATURE_MASK_SUPERVISOR_SUPPORTED & ~XFEATURE_MASK_GUEST_SUPERVISOR,
+    guest_supervisor=0,
+    perm_loses_supervisor=True,
+    guest_keeps_perm=True,
+)
+KERNEL_RULES: Final[dict[str, KernelRules]] = {rules.name: rules for rules in (KERNEL_6_18, KERNEL_6_12)}

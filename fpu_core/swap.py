@@ -1,0 +1,96 @@
+"""The swap: which container is active changes by flipping a reference; growth happens here and nowhere else.
+
+    H  swap_in(fpu, guest)     save the user's registers if they are live, flip, XFD if it differs, restore the guest's
+    G    ...
+    H  swap_out(fpu, guest)    a request pending? grow (or fail to) first; then the same the other way round
+
+The hot path is one function each way and grows by exactly one condition, the pending request. It moves nothing that is
+not live: with the registers and the image both in their init state there is nothing to save and nothing to load, and
+XFD is written only when it differs.
+
+Sources: the founding mail; arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate().
+"""
+
+from __future__ import annotations
+
+from fpu_core.context import restore_fpregs_from_fpstate, save_fpregs_to_fpstate
+from fpu_core.errors import CoreBug
+from fpu_core.fpu import Fpu, FpuGuest, ReallocRequest
+from fpu_core.guest import guest_container
+from fpu_core.realloc import Reallocated, ReallocFailed, realloc_guest_fpstate
+
+#: What a swap-out says: None nearly always, else how the request went.
+SwapResult = Reallocated | ReallocFailed | None
+
+
+def swap_in(fpu: Fpu, guest: FpuGuest) -> None:
+    """Make the guest's container the active one (KVM_RUN enters). ``fpu`` must be running."""
+    cur = fpu.fpstate
+    new = guest.fpstate
+    cpu = fpu.cpu
+    if new is None or new.in_use or cpu is None or fpu.task_fpstate is not None or guest.realloc_request is not None:
+        raise CoreBug(f"swap-in of {guest} by {fpu}")
+    # With need_load the image is the truth already and there is nothing to save: the mail's copy that is not made.
+    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.traced) and not cur.is_confidential:
+        save_fpregs_to_fpstate(fpu)
+    fpu.task_fpstate = cur
+    fpu.fpstate = new
+    new.in_use = True
+    if new.is_confidential:
+        cpu.xfd_update_state(new.xfd)
+    elif new.xstate_bv or cpu.xinuse or cpu.traced:
+        restore_fpregs_from_fpstate(cpu, fpu, new)
+    elif new.xfd != cpu.xfd_cache:
+        cpu.xfd_set_state(new.xfd)
+    cpu.owner = fpu
+    fpu.last_cpu = cpu.nr
+    fpu.need_load = False
+
+
+def swap_out(fpu: Fpu, guest: FpuGuest) -> SwapResult:
+    """Make the user's own container the active one again (KVM_RUN leaves), honouring a pending request first.
+
+    Returns None where nothing was requested. A failed request leaves what the same swap without one leaves.
+    """
+    request = guest.realloc_request
+    if request is not None:
+        return _swap_out_and_grow(fpu, guest, request)
+    cur = fpu.fpstate
+    new = fpu.task_fpstate
+    cpu = fpu.cpu
+    if cur is not guest.fpstate or new is None or cpu is None or not cur.in_use:
+        raise CoreBug(f"swap-out of {guest} by {fpu}")
+    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.traced) and not cur.is_confidential:
+        save_fpregs_to_fpstate(fpu)
+    cur.in_use = False
+    fpu.fpstate = new
+    fpu.task_fpstate = None
+    if new.xstate_bv or cpu.xinuse or cpu.traced:
+        restore_fpregs_from_fpstate(cpu, fpu, new)
+    elif new.xfd != cpu.xfd_cache:
+        cpu.xfd_set_state(new.xfd)
+    cpu.owner = fpu
+    fpu.last_cpu = cpu.nr
+    fpu.need_load = False
+    return None
+
+
+def _swap_out_and_grow(fpu: Fpu, guest: FpuGuest, request: ReallocRequest) -> SwapResult:
+    """The mail's three steps: 1 allocate, 2 save the guest into the new container, 3 restore the user from its own.
+
+    The registers are saved under the XFD they were used with; only then does the new container get the XFD that the
+    pending write asks for. It reaches the register with the next swap-in, as every XFD does.
+    """
+    guest.realloc_request = None  # cleared on success and on failure: a retry is a new run that requests again
+    result = realloc_guest_fpstate(fpu, guest, request.xfeatures)
+    if isinstance(result, ReallocFailed):
+        swap_out(fpu, guest)
+        return result
+    fpstate = guest_container(guest)
+    if not fpstate.is_confidential:
+        save_fpregs_to_fpstate(fpu)
+        fpu.need_load = True  # the new image is the truth, so what follows saves nothing more
+    fpstate.xfd = request.xfd
+    fpstate.xstate_bv &= ~request.xfd
+    swap_out(fpu, guest)
+    return result

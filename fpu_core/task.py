@@ -1,0 +1,130 @@
+"""The host task's own life: user-mode use of a feature, its #NM, clone, exec, exit.
+
+Source: arch/x86/kernel/traps.c, handle_xfd_event(); arch/x86/kernel/fpu/core.c, fpu_clone(), fpu_flush_thread();
+xstate.c, xfd_enable_feature().
+"""
+
+from __future__ import annotations
+
+import enum
+
+from fpu_core.context import running_cpu, save_into
+from fpu_core.cpu import Vector
+from fpu_core.errors import Errno, core_assert
+from fpu_core.fpstate import task_fpstate
+from fpu_core.fpu import Fpu, StatePerm
+from fpu_core.realloc import Reallocated, ReallocFailed, realloc_task_fpstate
+from fpu_core.sched import switch_fpu_return
+from fpu_core.xfeature import XFEATURE_MASK_PASID, XFEATURE_MASK_USER_DYNAMIC
+
+
+class Signal(enum.Enum):
+    """What a task gets when its #NM cannot be served."""
+
+    #: No permission: SIGILL, si_code ILL_ILLOPC.
+    SIGILL = "SIGILL"
+    #: No memory: a forced SIGSEGV.
+    SIGSEGV = "SIGSEGV"
+
+
+def use_feature(fpu: Fpu, feature: int, offset: int, data: bytes) -> Vector | Signal | Reallocated | None:
+    """A task in user mode loads ``data`` into a register of ``feature``.
+
+    None if it just worked; ``Reallocated`` if #NM grew the container first; a ``Signal`` if #NM could not be served;
+    a ``Vector`` if the processor refused for another reason.
+    """
+    core_assert(fpu.task_fpstate is None, "user mode, so no guest is swapped in")
+    cpu = running_cpu(fpu)
+    switch_fpu_return(fpu)
+    fault = cpu.register_fault(feature, cpu.xcr0)
+    grown: Reallocated | None = None
+    if fault is Vector.NM and cpu.xfd_err:
+        served = handle_xfd_event(fpu)
+        if isinstance(served, Signal):
+            return served
+        grown = served
+        fault = cpu.register_fault(feature, cpu.xcr0)  # the instruction is executed again
+    if fault is None:
+        fault = cpu.write_register(feature, offset, data)
+    return fault if fault is not None else grown
+
+
+def handle_xfd_event(fpu: Fpu) -> Reallocated | Signal | None:
+    """#NM from user mode: XFD_ERR is read and cleared first, then the container grows, then the instruction runs again."""
+    cpu = running_cpu(fpu)
+    xfd_err, cpu.xfd_err = cpu.xfd_err, 0
+    result = xfd_enable_feature(fpu, xfd_err)
+    if isinstance(result, ReallocFailed):
+        return Signal.SIGILL if result.errno is Errno.EPERM else Signal.SIGSEGV
+    return result
+
+
+def xfd_enable_feature(fpu: Fpu, xfd_err: int) -> Reallocated | ReallocFailed | None:
+    """Grow the task's container for the features in ``xfd_err``; None where none of them is dynamic."""
+    dynamic = xfd_err & XFEATURE_MASK_USER_DYNAMIC
+    if not dynamic:
+        if fpu.host.tracer is not None:
+            fpu.host.tracer.pr_err(f"x86/fpu: xfd_err={xfd_err:#x}")
+        return None
+    return realloc_task_fpstate(fpu, dynamic)
+
+
+def clone_task(parent: Fpu, name: str, *, thread: bool) -> Fpu:
+    """Make a task as clone(2) does: default container, the parent's registers in it, dynamic state not inherited.
+
+    A thread shares the group's permission; a new process starts with a copy of it, lock included. The parent must be
+    running. Source: fpu_clone().
+    """
+    cpu = running_cpu(parent)
+    core_assert(parent.task_fpstate is None, "a task clones in the kernel's own context, not inside KVM_RUN")
+    switch_fpu_return(parent)
+    child = Fpu(parent.host, name, account=parent.account, leader=parent.leader if thread else None)
+    child.pkru = parent.pkru
+    child.need_load = True
+    save_into(cpu, parent, child.fpstate)
+    child.fpstate.xstate_bv &= ~XFEATURE_MASK_PASID
+    if not thread:
+        _inherit(child.perm, parent.leader.perm)
+        _inherit(child.guest_perm, parent.leader.guest_perm)
+    return child
+
+
+def _inherit(to: StatePerm, of: StatePerm) -> None:
+    to.state_perm, to.state_size, to.user_state_size = of.state_perm, of.state_size, of.user_state_size
+
+
+def exec_task(fpu: Fpu) -> None:
+    """execve(2): default container, default permissions, init registers; a grown container is given back.
+
+    Afterwards no CPU's registers may be taken for this task's (bug B4).
+    """
+    core_assert(fpu.task_fpstate is None, "exec inside KVM_RUN")
+    _free_grown(fpu)
+    config = fpu.host.config
+    fpu.perm = StatePerm(config.kernel.default_features, config.kernel.default_size, config.user.default_size)
+    fpu.guest_perm = StatePerm(config.guest_default_features, config.guest_default_size, config.user.default_size)
+    fpu.embedded = task_fpstate(config)
+    fpu.fpstate = fpu.embedded
+    fpu.last_cpu = -1
+    fpu.need_load = True
+
+
+def exit_task(fpu: Fpu) -> None:
+    """The task is gone: its container goes back, and no CPU may take its registers for somebody's."""
+    core_assert(fpu.task_fpstate is None, "exit inside KVM_RUN")
+    cpu = fpu.cpu
+    if cpu is not None:
+        cpu.current = None
+        fpu.cpu = None
+        if cpu.owner is fpu:
+            cpu.owner = None
+    _free_grown(fpu)
+
+
+def _free_grown(fpu: Fpu) -> None:
+    old = fpu.fpstate
+    if old.is_valloc:
+        fpu.host.allocator.vfree(fpu.account, old.allocated_bytes)
+        if fpu.host.tracer is not None:
+            fpu.host.tracer.vfree(old)
+        fpu.fpstate = fpu.embedded

@@ -1,0 +1,46 @@
+"""What a differential kind says: how many rows it judged, and the first difference it met."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class EmptyInputError(Exception):
+    """The file holds no row to judge, so a clean result would mean nothing."""
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the ``rows`` of a data file, plain (``.json``) or compressed (``.json.gz``)."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        rows = json.load(file)["rows"]
+    if not isinstance(rows, list):
+        raise EmptyInputError(f"{path}: 'rows' is not a list")
+    return rows
+
+
+@dataclass
+class Report:
+    """Counts of one run. ``differences`` holds one readable text each."""
+
+    kind: str
+    rows: int = 0
+    extra: str = ""
+    differences: list[str] = field(default_factory=list)
+
+    def compare(self, where: str, key: str, ours: object, theirs: object) -> bool:
+        """Note a difference and return False unless ``ours == theirs``."""
+        if ours == theirs:
+            return True
+        self.differences.append(f"{where}: {key}\n    data:  {theirs}\n    model: {ours}")
+        return False
+
+    def lines(self, limit: int = 1) -> Iterator[str]:
+        """Yield the first ``limit`` differences and then the one-line figure."""
+        yield from self.differences[:limit]
+        yield f"{self.kind}: {self.rows} rows{self.extra}, {len(self.differences)} differ"
