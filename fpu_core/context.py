@@ -90,7 +90,7 @@ def fpregs_mark_activate(fpu: Fpu, cpu: Cpu) -> None:
 
 
 def fpregs_restore_userregs(fpu: Fpu) -> None:
-    """Make the registers the truth again before the task (or the guest it runs) goes on; nothing to do if they match."""
+    """Make the registers the truth again before the task, or the guest it runs, goes on."""
     cpu = running_cpu(fpu)
     core_assert(not fpu.is_kthread, f"{fpu.name} is a kernel thread and has no user registers")
     if not fpregs_state_valid(fpu, cpu):

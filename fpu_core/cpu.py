@@ -149,7 +149,7 @@ class Cpu:
         return bytes(raw)
 
     def write_register(self, feature: int, offset: int, data: bytes) -> Vector | None:
-        """Load ``data`` at ``offset`` of component ``feature``; #GP for reserved MXCSR bits, ``FieldError`` out of range.
+        """Load ``data`` at ``offset`` of ``feature``; #GP for reserved MXCSR bits, ``FieldError`` out of range.
 
         The caller has asked ``register_fault`` first: this is the effect of an instruction that did not fault.
         """

@@ -102,7 +102,9 @@ class CpuidProfile:
         missing = missing_subleaves(self)
         if missing:
             names = ", ".join(f"0xD.{nr}" for nr in missing)
-            raise FieldError("cpuid", f"sub-leaves {names}, which 0xD.0 or 0xD.1 report", f"dump of {self.name} without")
+            raise FieldError(
+                "cpuid", f"sub-leaves {names}, which 0xD.0 or 0xD.1 report", f"dump of {self.name} without"
+            )
 
     def regs(self, leaf: int, subleaf: int = 0) -> CpuidRegs:
         """Return the registers of (leaf, sub-leaf), zeros where the processor has none."""
@@ -166,7 +168,9 @@ def parse_cpuid_dump(text: str, *, name: str) -> CpuidProfile:
             continue
         match = _DUMP_LINE.match(line)
         if match is None:
-            raise FieldError(f"cpuid dump line {number}", "'0xLEAF 0xSUB: eax=0x... ebx=0x... ecx=0x... edx=0x...'", line)
+            raise FieldError(
+                f"cpuid dump line {number}", "'0xLEAF 0xSUB: eax=0x... ebx=0x... ecx=0x... edx=0x...'", line
+            )
         key = (int(match["leaf"], 16), int(match["subleaf"], 16))
         leaves[key] = CpuidRegs(*(int(match[reg], 16) for reg in ("eax", "ebx", "ecx", "edx")))
     if (0x1, 0) not in leaves:

@@ -104,7 +104,7 @@ def fpstate_init_user(fpstate: Fpstate, config: FpuConfig) -> None:
 
 
 def fpstate_init_layout(fpstate: Fpstate, config: FpuConfig) -> None:
-    """Write XCOMP_BV for the features of the container: without it XRSTORS takes #GP. Source: xstate_init_xcomp_bv()."""
+    """Write XCOMP_BV for the container's features: without it XRSTORS takes #GP. Source: xstate_init_xcomp_bv()."""
     fpstate.xcomp_bv = _xcomp_bv(fpstate.xfeatures) if config.compacted else 0
 
 

@@ -28,7 +28,7 @@ KVM_XSAVE_BYTES: Final = 4096
 
 @dataclass(slots=True)
 class FpuHost:
-    """What the kernel has once: the configuration, the allocator, the observer, and where the kernel may be preempted."""
+    """What the kernel has once: configuration, allocator, observer, and where the kernel may be preempted."""
 
     config: FpuConfig
     allocator: Allocator = field(default_factory=Allocator)

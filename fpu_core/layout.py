@@ -35,7 +35,7 @@ _ALIGN: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One component as CPUID.0xD.i describes it. Offsets and sizes in bytes; ``std_offset`` is None for supervisor ones."""
+    """One component as CPUID.0xD.i describes it; in bytes. ``std_offset`` is None for supervisor components."""
 
     nr: int
     size_bytes: int

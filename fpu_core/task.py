@@ -50,7 +50,7 @@ def use_feature(fpu: Fpu, feature: int, offset: int, data: bytes) -> Vector | Si
 
 
 def handle_xfd_event(fpu: Fpu) -> Reallocated | Signal | None:
-    """#NM from user mode: XFD_ERR is read and cleared first, then the container grows, then the instruction runs again."""
+    """#NM from user mode: XFD_ERR is read and cleared, the container grows, and the instruction runs again."""
     cpu = running_cpu(fpu)
     xfd_err, cpu.xfd_err = cpu.xfd_err, 0
     result = xfd_enable_feature(fpu, xfd_err)

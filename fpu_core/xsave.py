@@ -101,8 +101,11 @@ def xrstor(cpu: Cpu, fpstate: Fpstate, rfbm: int, *, supervisor: bool) -> Vector
         return fault
     bv = rfbm & fpstate.xstate_bv
     compacted = bool(fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT)
-    offsets = cpu.config.table.offsets(fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT, compacted=True) if compacted \
+    offsets = (
+        cpu.config.table.offsets(fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT, compacted=True)
+        if compacted
         else cpu.config.table.offsets(rfbm, compacted=False)
+    )
     cpu.init_components(rfbm & ~bv)
     _load(cpu, fpstate, bv, offsets)
     if bv & XFEATURE_MASK_SSE or (not compacted and rfbm & (XFEATURE_MASK_SSE | XFEATURE_MASK_YMM)):

@@ -1,0 +1,1 @@
+"""What fault-injection tests are written with."""

@@ -1,0 +1,1 @@
+"""Fault points and when they fire: a leaf that the agents and the controller may import."""

@@ -1,0 +1,328 @@
+"""The commands that change a host: frozen values, one class each, which a log can hold and replay.
+
+Nothing else changes a HostMachine. Time is not in a command but beside it (``HostMachine.apply(command, now_ns)``), and
+so in the log. ``request_id``, where a command has one, makes it safe to send twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fault_lab.injection.table import FaultAttributes
+from host_agent.events import GuestEvent
+from host_agent.exits import Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVm:
+    """A VM on a processor: ``profile`` names a built-in one, or ``cpuid_dump`` holds another in ``cpuid -r`` form."""
+
+    vm_id: str
+    profile: str = ""
+    cpuid_dump: str = ""
+    kernel_rules: str = ""
+    allocation_policy: str = "on_swap"
+    byte_limit: int | None = None
+    owner_pid: int = 0
+    owner_name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateVm:
+    """Change what ``fields`` names: byte_limit, labels."""
+
+    vm: str
+    fields: tuple[str, ...]
+    byte_limit: int | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    etag: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteVm:
+    """Remove a VM with everything in it; open exits are cancelled."""
+
+    vm: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetVm:
+    """RESET every vCPU of a VM; open exits are cancelled."""
+
+    vm: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPermission:
+    """ARCH_REQ_XCOMP_PERM (host) or ARCH_REQ_XCOMP_GUEST_PERM (``guest``) of the VM's process for one feature."""
+
+    vm: str
+    feature: int
+    guest: bool
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCpuid:
+    """CPUID.0xD.0 EDX:EAX of the guests; refused once a vCPU has run (EINVAL), as KVM does for a change."""
+
+    vm: str
+    xcr0_mask: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVcpu:
+    """A vCPU. ``task`` is the thread that will run it where an event names none; empty for one of its own."""
+
+    vm: str
+    index: int
+    task: str = ""
+    confidential: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteVcpu:
+    """Remove a vCPU; if it is in the guest it leaves first."""
+
+    vcpu: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateTask:
+    """A new thread of the VM's process."""
+
+    vm: str
+    task_id: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneTask:
+    """clone(2) by ``task``: a thread of the same process, or a process that inherits its permissions."""
+
+    task: str
+    task_id: str
+    thread: bool
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecTask:
+    """execve(2) by ``task``."""
+
+    task: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitTask:
+    """The task ends."""
+
+    task: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleTask:
+    """The task runs on ``cpu`` from now on."""
+
+    task: str
+    cpu: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreemptTask:
+    """The task loses its CPU."""
+
+    task: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseFeature:
+    """User code of the task loads ``data`` at ``offset`` of ``feature``: #NM grows the task's container."""
+
+    task: str
+    feature: int
+    offset: int
+    data: bytes
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFpu:
+    """The kernel uses the FPU itself on the CPU where ``task`` runs: one kernel_fpu section."""
+
+    task: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSession:
+    """A guest agent takes charge of ``vcpus``; an earlier session of theirs is fenced off."""
+
+    client_name: str
+    vcpus: tuple[str, ...]
+    explicit: bool = False
+    lease_ns: int = 0
+    required_capabilities: tuple[str, ...] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepAlive:
+    """The session's lease starts anew."""
+
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSession:
+    """The agent is done; its vCPUs leave the guest and stay."""
+
+    session: str
+    epoch: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitBatch:
+    """Events in order, not atomic; ``received`` are (vCPU, number) up to which outcomes may be forgotten."""
+
+    session: str
+    epoch: int
+    events: tuple[GuestEvent, ...]
+    received: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AckDirective:
+    """The agent carried a directive out."""
+
+    session: str
+    epoch: int
+    directive: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcquireControl:
+    """A controller takes charge of the exits of ``scope``: a VM's name, or empty for the host."""
+
+    scope: str
+    controller: str
+    lease_ns: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewControl:
+    """The control lease starts anew."""
+
+    control: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseControl:
+    """The controller gives the scope up."""
+
+    control: str
+    epoch: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveExit:
+    """Decide an exit: compare-and-swap on its generation and on the control epoch."""
+
+    exit: str
+    generation: int
+    control: str
+    control_epoch: int
+    decision: Decision
+    decided_by: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetHostLimit:
+    """The host's byte limit, None for none."""
+
+    byte_limit: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainHost:
+    """No new VM, vCPU or session from now on."""
+
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmFault:
+    """Arm a fault point; refused unless the host was started with faults."""
+
+    point: str
+    errno: int
+    vm: str = ""
+    vcpu: str = ""
+    owner: str = ""
+    attributes: FaultAttributes = field(default_factory=FaultAttributes)
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisarmFault:
+    """Take a fault out; an empty name takes all out."""
+
+    name: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed: leases, delays and deadlines that are due take effect."""
+
+
+Command = (
+    CreateVm
+    | UpdateVm
+    | DeleteVm
+    | ResetVm
+    | RequestPermission
+    | SetCpuid
+    | CreateVcpu
+    | DeleteVcpu
+    | CreateTask
+    | CloneTask
+    | ExecTask
+    | ExitTask
+    | ScheduleTask
+    | PreemptTask
+    | UseFeature
+    | KernelFpu
+    | OpenSession
+    | KeepAlive
+    | CloseSession
+    | SubmitBatch
+    | AckDirective
+    | AcquireControl
+    | RenewControl
+    | ReleaseControl
+    | ResolveExit
+    | SetHostLimit
+    | DrainHost
+    | ArmFault
+    | DisarmFault
+    | Tick
+)

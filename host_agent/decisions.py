@@ -1,0 +1,206 @@
+"""What a decision does. The first of a generation wins; the winner's answer is given to whoever repeats it.
+
+A retry is a new KVM_RUN in which the instruction executes again and requests again. Whatever is not final leaves the
+exit open with the next generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fpu_core.cpu import Vector
+from host_agent.commands import ResolveExit
+from host_agent.control import check_may_decide
+from host_agent.directives import finish_pending
+from host_agent.effects import OutcomeReady
+from host_agent.errors import Reason, Refused, invalid
+from host_agent.events import DoneOutcome, InjectOutcome, Outcome, PendingOutcome
+from host_agent.exit_desk import changed, close_exit
+from host_agent.exits import Decision, DecisionKind, ExitRecord, ExitResult, ExitState
+from host_agent.guest_events import done_outcome, enter_again
+from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
+from host_agent.kvm.outcome import ReallocExit
+from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import HostState
+from host_agent.vcpus import stop_vcpu
+from host_agent.vms import reset_vcpus
+
+_MAX_DELAY_NS = 3600 * 1_000_000_000
+
+
+def resolve_exit(state: HostState, command: ResolveExit) -> ExitRecord:
+    """Compare-and-swap on (exit, generation, control epoch)."""
+    record = state.exits.get(command.exit) or state.resolved_exits.get(command.exit)
+    if record is None:
+        raise Refused(Reason.EXIT_NOT_FOUND, f"there is no exit {command.exit!r}", exit=command.exit)
+    winner = record.winners.get(command.generation)
+    if winner is not None:
+        return _already_decided(record, command, winner)
+    check_may_decide(state, command.control, command.control_epoch, record)
+    if not record.open:
+        raise Refused(
+            Reason.EXIT_ALREADY_RESOLVED,
+            f"exit {record.name!r} is {record.state.value}",
+            exit=record.name,
+            state=record.state.name,
+            decidedBy=record.decided_by,
+            decision=record.decision.name if record.decision else "",
+        )
+    if command.generation != record.generation:
+        raise Refused(
+            Reason.EXIT_STALE_GENERATION,
+            f"exit {record.name!r} is at generation {record.generation}, not {command.generation}",
+            exit=record.name,
+            generation=record.generation,
+        )
+    _check_decision(record, command.decision)
+    who = command.decided_by or state.controls[command.control].controller
+    record.winners[record.generation] = (who, command.decision, command.request_id)
+    apply_decision(state, record, command.decision, who)
+    return record
+
+
+def _already_decided(record: ExitRecord, command: ResolveExit, winner: tuple[str, Decision, str]) -> ExitRecord:
+    """The same decision again is answered with the exit as it is; another is refused and hears who won."""
+    who, decision, request_id = winner
+    if decision == command.decision and request_id == command.request_id:
+        return record
+    raise Refused(
+        Reason.EXIT_ALREADY_RESOLVED,
+        f"generation {command.generation} of {record.name!r} was decided by {who!r}: {decision.kind.name}",
+        exit=record.name,
+        generation=command.generation,
+        decidedBy=who,
+        decision=decision.kind.name,
+    )
+
+
+def _check_decision(record: ExitRecord, decision: Decision) -> None:
+    if decision.kind not in record.allowed:
+        allowed = ", ".join(sorted(kind.name for kind in record.allowed))
+        raise Refused(
+            Reason.DECISION_NOT_ALLOWED,
+            f"{decision.kind.name} is not for {record.cause.value} on {record.write.trigger.value}: one of {allowed}",
+            exit=record.name,
+            decision=decision.kind.name,
+            allowed=allowed,
+        )
+    if decision.kind is DecisionKind.RETRY_AFTER and not 0 <= decision.delay_ns <= _MAX_DELAY_NS:
+        raise invalid("decision.retry_after.delay", "0 s to 3,600 s", f"{decision.delay_ns} ns")
+    if decision.kind is DecisionKind.RAISE_LIMIT and (decision.bytes <= 0 or decision.scope not in ("vm", "host")):
+        raise invalid("decision.raise_limit", "a positive number of bytes and the scope vm or host", decision)
+
+
+def apply_decision(state: HostState, record: ExitRecord, decision: Decision, who: str) -> None:
+    """Carry a decision out. The default action of a deadline comes in here too."""
+    record.decision, record.decided_by = decision.kind, who
+    _EFFECTS[decision.kind](state, state.vcpu(record.vcpu), record, decision)
+
+
+def retry(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision | None = None) -> None:
+    """KVM_RUN again: the instruction executes anew, requests anew, and this time grows or fails anew."""
+    record.retry_ns = None
+    state.act_for(record.vm, record.vcpu)
+    result = enter_again(state, vcpu, record.write)
+    if isinstance(result, ReallocExit):
+        record.failed_again(result)
+        _next_generation(state, vcpu, record, ExitState.OPEN)
+        return
+    _settle(state, vcpu, record, ExitResult.COMMITTED, done_outcome(vcpu, result))
+
+
+def _retry_after(state: HostState, _vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
+    """The retry happens by itself when the delay is over; until then the exit takes no other decision."""
+    record.state = ExitState.APPLYING
+    record.retry_ns = state.now_ns + decision.delay_ns
+    record.expires_ns = None
+    changed(state, record)
+
+
+def _raise_limit(state: HostState, vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
+    """Set the limit of the VM, or of the host, and try again."""
+    account = state.vms[record.vm].kvm.account if decision.scope == "vm" else state.allocator.host
+    account.set_limit(decision.bytes)
+    retry(state, vcpu, record)
+
+
+def _inject_gp(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    """The guest takes #GP(0) at the instruction; nothing was committed, nothing is skipped."""
+    enter_again(state, vcpu, None)
+    _settle(state, vcpu, record, ExitResult.INJECTED_GP, InjectOutcome(Vector.GP, 0, vcpu.guest.xfd_err))
+
+
+def _defer(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    """Skip the XFD write without committing it: the feature stays armed, and its next use raises #NM again."""
+    enter_again(state, vcpu, None)
+    _settle(state, vcpu, record, ExitResult.DEFERRED, DoneOutcome(intercepts=done_outcome(vcpu, None).intercepts))
+
+
+def _pause(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    """The vCPU waits, and nobody decides by default any more."""
+    vcpu.move(VcpuEvent.PAUSE)
+    _next_generation(state, vcpu, record, ExitState.PAUSED)
+    record.expires_ns = None
+
+
+def _kill_vcpu(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    _resolve(state, vcpu, record, ExitResult.KILLED)
+    stop_vcpu(state, vcpu, f"killed by {record.decided_by}")
+
+
+def _kill_vm(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    """Every vCPU of the VM stops; the VM's other exits are cancelled."""
+    _resolve(state, vcpu, record, ExitResult.KILLED)
+    for each in state.vms[record.vm].kvm.vcpus.values():
+        if each.state is not VcpuState.KILLED:
+            stop_vcpu(state, each, f"the VM was killed by {record.decided_by}")
+
+
+def _reset_vm(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
+    why = f"the VM was reset by {record.decided_by}"
+    _resolve(state, vcpu, record, ExitResult.RESET)
+    reset_vcpus(state, state.vms[record.vm], why)
+
+
+_EFFECTS: dict[DecisionKind, Callable[[HostState, Vcpu, ExitRecord, Decision], None]] = {
+    DecisionKind.RETRY: retry,
+    DecisionKind.RETRY_AFTER: _retry_after,
+    DecisionKind.RAISE_LIMIT: _raise_limit,
+    DecisionKind.INJECT_GP: _inject_gp,
+    DecisionKind.DEFER: _defer,
+    DecisionKind.PAUSE: _pause,
+    DecisionKind.KILL_VCPU: _kill_vcpu,
+    DecisionKind.KILL_VM: _kill_vm,
+    DecisionKind.RESET_VM: _reset_vm,
+}
+
+
+def deadline_passed(state: HostState, record: ExitRecord) -> None:
+    """No decision came: the vCPU is paused, never guessed for."""
+    decision = Decision(DecisionKind.PAUSE)
+    record.winners[record.generation] = ("deadline", decision, "")
+    apply_decision(state, record, decision, "deadline")
+
+
+def _next_generation(state: HostState, vcpu: Vcpu, record: ExitRecord, now: ExitState) -> None:
+    """The exit stays, and wants another decision."""
+    record.generation += 1
+    record.state = now
+    record.expires_ns = state.now_ns + state.config.exit_deadline_ns
+    side = state.side(vcpu)
+    pending = Outcome(record.vcpu, record.seq, PendingOutcome(record.name, record.generation))
+    side.outcomes[record.seq] = pending
+    state.effects.append(OutcomeReady(pending))
+    changed(state, record)
+
+
+def _resolve(state: HostState, vcpu: Vcpu, record: ExitRecord, result: ExitResult) -> None:
+    record.result = result
+    close_exit(state, vcpu, record, ExitState.RESOLVED)
+
+
+def _settle(
+    state: HostState, vcpu: Vcpu, record: ExitRecord, result: ExitResult, kind: DoneOutcome | InjectOutcome
+) -> None:
+    _resolve(state, vcpu, record, result)
+    finish_pending(state, vcpu, kind)

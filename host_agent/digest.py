@@ -1,0 +1,117 @@
+"""One number that says everything: SHA-256 over a canonical form of what a host knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+
+from fpu_core.cpu import Cpu
+from fpu_core.fpstate import Fpstate
+from fpu_core.fpu import Fpu
+from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import HostState, VcpuSide, VmRecord
+
+
+def digest(state: HostState) -> str:
+    """Return the digest in hexadecimal."""
+    hasher = hashlib.sha256()
+    for line in describe(state):
+        hasher.update(line.encode())
+        hasher.update(b"\n")
+    return hasher.hexdigest()
+
+
+def describe(state: HostState) -> Iterator[str]:
+    """Yield the canonical form, a line an object; two hosts that differ differ in some line."""
+    yield _line("host", state.now_ns, state.revision, state.serial, state.epoch, state.draining, state.config)
+    yield _line("ledger", state.allocator.host.limit_bytes, state.allocator.host.used_bytes)
+    for vm in state.vms.values():
+        yield from _vm(vm)
+    for (source, rules), platform in state.platforms.items():
+        for cpu in platform.cpus:
+            yield _line("cpu", hashlib.sha256(source.encode()).hexdigest(), rules, *_cpu(cpu))
+    for session in state.sessions.values():
+        yield _line("session", session.name, session.epoch, session.client_name, session.expires_ns, session.explicit)
+        yield _line("  of", *session.vcpus, *session.directives.values())
+    for control in state.controls.values():
+        yield _line("control", control.name, control.scope, control.epoch, control.controller, control.expires_ns)
+    for record in (*state.exits.values(), *state.resolved_exits.values()):
+        yield _line("exit", dataclasses.asdict(record))
+    for fault in state.faults.armed.values():
+        yield _line("fault", dataclasses.asdict(fault))
+
+
+def _vm(vm: VmRecord) -> Iterator[str]:
+    yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
+    yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid_xcr0)
+    for task in vm.tasks.values():
+        yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))
+    for vcpu in vm.kvm.vcpus.values():
+        yield _line("  vcpu", *_vcpu(vcpu))
+
+
+def _vcpu(vcpu: Vcpu) -> Iterator[object]:
+    yield from (vcpu.index, vcpu.state.name, vcpu.xcr0, vcpu.guest_supported_xcr0, vcpu.pkru, vcpu.incarnation)
+    yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
+    yield _fpstate(vcpu.guest.fpstate)
+    side = vcpu.agent
+    if isinstance(side, VcpuSide):
+        yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
+        yield from side.outcomes.values()
+
+
+def _fpu(fpu: Fpu) -> Iterator[object]:
+    yield from (fpu.name, fpu.need_load, fpu.last_cpu, fpu.pkru, fpu.cpu.nr if fpu.cpu else None)
+    yield from (fpu.perm, fpu.guest_perm)
+    yield _fpstate(fpu.fpstate)
+    yield _fpstate(fpu.task_fpstate)
+
+
+def _cpu(cpu: Cpu) -> Iterator[object]:
+    yield from (cpu.nr, cpu.xcr0, cpu.xfd, cpu.xfd_cache, cpu.xfd_err, cpu.xinuse, cpu.mxcsr, cpu.in_kernel_fpu)
+    yield from (cpu.owner.name if cpu.owner else None, cpu.current.name if cpu.current else None)
+    for nr, raw in sorted(cpu.regs.items()):
+        if cpu.xinuse >> nr & 1:
+            yield (nr, _bytes(raw))
+
+
+def _fpstate(fpstate: Fpstate | None) -> object:
+    if fpstate is None:
+        return None
+    return (
+        (fpstate.size, fpstate.user_size, fpstate.xfeatures, fpstate.user_xfeatures, fpstate.xfd),
+        (fpstate.is_valloc, fpstate.is_guest, fpstate.is_confidential, fpstate.in_use),
+        _bytes(fpstate.image()),
+    )
+
+
+def _bytes(raw: bytes | bytearray) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _line(*parts: object) -> str:
+    return json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"))
+
+
+def _plain(value: object) -> object:
+    """Values as JSON has them; enums by name, sets sorted, bytes by digest."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, int):
+        return value
+    if isinstance(value, bytes | bytearray):
+        return _bytes(value)
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(item)] for key, item in value.items()]
+    if isinstance(value, frozenset | set):
+        return sorted(str(_plain(item)) for item in value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise TypeError(f"the digest does not know {type(value).__name__}")

@@ -1,0 +1,37 @@
+"""What a command makes known beyond its reply: the shells deliver it, tests and the timeline read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from host_agent.events import Directive, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReady:
+    """An event that was pending has its final outcome."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ExitChanged:
+    """An exit was opened, decided, retried, paused, resolved or cancelled. ``exit`` is its name."""
+
+    exit: str
+
+
+@dataclass(frozen=True, slots=True)
+class DirectiveIssued:
+    """The VMM must act. ``session`` is the one that has the vCPU now, empty for none."""
+
+    session: str
+    directive: Directive
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """The host takes no new work."""
+
+
+Effect = OutcomeReady | ExitChanged | DirectiveIssued | Drained

@@ -1,0 +1,72 @@
+"""A caller's mistake: a reason out of the frozen registry, a text, and what the text is made of.
+
+``Reason`` holds the names of the wire's ErrorReason, and the service maps each to its status code in one table. Raised
+before anything is changed.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.Enum):
+    """Why a command is refused. Names as in protos/fpstate/v1/errors.proto."""
+
+    FIELD_INVALID = enum.auto()
+    VM_NOT_FOUND = enum.auto()
+    VM_EXISTS = enum.auto()
+    VCPU_NOT_FOUND = enum.auto()
+    VCPU_EXISTS = enum.auto()
+    VCPU_PARKED = enum.auto()
+    VCPU_NOT_ENTERED = enum.auto()
+    VCPU_ALREADY_ENTERED = enum.auto()
+    VCPU_KILLED = enum.auto()
+    VCPU_BROKEN = enum.auto()
+    TASK_NOT_FOUND = enum.auto()
+    TASK_EXISTS = enum.auto()
+    TASK_BUSY = enum.auto()
+    TASK_NOT_RUNNING = enum.auto()
+    SESSION_NOT_FOUND = enum.auto()
+    SESSION_FENCED = enum.auto()
+    SESSION_EXPIRED = enum.auto()
+    SEQ_GAP = enum.auto()
+    OUTCOME_FORGOTTEN = enum.auto()
+    EXIT_NOT_FOUND = enum.auto()
+    EXIT_ALREADY_RESOLVED = enum.auto()
+    EXIT_STALE_GENERATION = enum.auto()
+    CONTROL_NOT_FOUND = enum.auto()
+    CONTROL_FENCED = enum.auto()
+    CONTROL_HELD = enum.auto()
+    DECISION_NOT_ALLOWED = enum.auto()
+    KVM_ERRNO = enum.auto()
+    ALLOCATION_FAILED = enum.auto()
+    XFD_SYNC_NEEDS_GROWTH = enum.auto()
+    FEATURE_UNSUPPORTED = enum.auto()
+    CAPABILITY_MISSING = enum.auto()
+    HOST_DRAINING = enum.auto()
+    LIMIT_REACHED = enum.auto()
+    ETAG_MISMATCH = enum.auto()
+    REQUEST_ID_REUSED = enum.auto()
+    FAULTS_NOT_ENABLED = enum.auto()
+    FAULT_NOT_FOUND = enum.auto()
+    INTERNAL_INVARIANT = enum.auto()
+
+
+class Refused(Exception):  # noqa: N818 -- a refusal, which need not be anybody's error
+    """The command was refused and nothing has changed.
+
+    ``metadata`` holds every variable of the text, under lowerCamel keys; ``field`` is the path of a bad field.
+    """
+
+    def __init__(self, reason: Reason, text: str, *, field: str = "", **metadata: object) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+        self.field = field
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+
+def invalid(field: str, expected: str, got: object) -> Refused:
+    """A field that cannot be right: names it and says what would have been accepted."""
+    text = f"{field}: expected {expected}, got {got!r}"
+    return Refused(Reason.FIELD_INVALID, text, field=field, fieldPath=field, expected=expected, got=got)

@@ -1,0 +1,162 @@
+"""An exit to userspace: what the record holds, which decisions it allows, and what they mean.
+
+One exit per (vCPU, sequence number). The first decision of a generation wins; a decision that is not final (a retry
+that fails again, a pause) leaves the exit open with the next generation.
+
+    OPEN --decision--> RESOLVED                     the event has its final outcome
+    OPEN --Retry fails, RetryAfter runs out and fails--> OPEN, generation + 1
+    OPEN --RetryAfter--> APPLYING --the delay is over--> as Retry
+    OPEN --Pause--> PAUSED, generation + 1          any decision may follow
+    any but RESOLVED --the vCPU is killed, reset or moved--> CANCELLED
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass, field
+from typing import Final
+
+from fpu_core.alloc import AllocFailureCause
+from fpu_core.errors import Errno
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.kvm.outcome import PendingWrite, ReallocExit, Trigger
+
+
+class ExitState(enum.Enum):
+    """Where an exit is."""
+
+    OPEN = "open"
+    APPLYING = "applying"
+    PAUSED = "paused"
+    RESOLVED = "resolved"
+    CANCELLED = "cancelled"
+
+
+class ExitCause(enum.Enum):
+    """Why the container could not grow."""
+
+    NO_MEMORY = "NO_MEMORY"
+    QUOTA = "QUOTA"
+    NO_PERMISSION = "NO_PERMISSION"
+
+
+class DecisionKind(enum.Enum):
+    """What userspace can decide. The wire has all of them; ``ALLOWED`` says which an exit takes."""
+
+    RETRY = enum.auto()
+    RETRY_AFTER = enum.auto()
+    RAISE_LIMIT = enum.auto()
+    RECLAIM = enum.auto()
+    INJECT_GP = enum.auto()
+    INJECT_NM = enum.auto()
+    DEFER = enum.auto()
+    PAUSE = enum.auto()
+    KILL_VCPU = enum.auto()
+    KILL_VM = enum.auto()
+    RESET_VM = enum.auto()
+    HIDE_FEATURE = enum.auto()
+    MIGRATE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision with what it needs: ``delay_ns`` for RETRY_AFTER; ``bytes`` and ``scope`` for RAISE_LIMIT."""
+
+    kind: DecisionKind
+    delay_ns: int = 0
+    bytes: int = 0
+    #: "vm" or "host".
+    scope: str = "vm"
+
+
+class ExitResult(enum.Enum):
+    """What a resolved exit came to."""
+
+    COMMITTED = enum.auto()
+    INJECTED_GP = enum.auto()
+    DEFERRED = enum.auto()
+    KILLED = enum.auto()
+    RESET = enum.auto()
+
+
+_ANY: Final = frozenset(
+    {
+        DecisionKind.INJECT_GP,
+        DecisionKind.PAUSE,
+        DecisionKind.KILL_VCPU,
+        DecisionKind.KILL_VM,
+        DecisionKind.RESET_VM,
+    }
+)
+_RETRIES: Final = frozenset({DecisionKind.RETRY, DecisionKind.RETRY_AFTER})
+
+#: What each cause allows; DEFER is added where the trigger is an XFD write that leaves a feature armed.
+ALLOWED: Final[dict[ExitCause, frozenset[DecisionKind]]] = {
+    ExitCause.NO_MEMORY: _ANY | _RETRIES,
+    ExitCause.QUOTA: _ANY | _RETRIES | {DecisionKind.RAISE_LIMIT},
+    ExitCause.NO_PERMISSION: _ANY,
+}
+
+
+@dataclass(slots=True)
+class ExitRecord:
+    """One exit. ``name`` is ``{vcpu}/exits/{seq}``; masks are of xfeatures; times are the host's clock in ns."""
+
+    name: str
+    vm: str
+    vcpu: str
+    vcpu_uid: str
+    seq: int
+    write: PendingWrite
+    old_xcr0: int
+    old_xfd: int
+    cause: ExitCause
+    errno: int
+    xfeatures: int
+    bytes_needed: int
+    created_revision: int
+    updated_revision: int
+    expires_ns: int | None
+    attempt: int = 1
+    generation: int = 1
+    state: ExitState = ExitState.OPEN
+    #: When a RETRY_AFTER tries again.
+    retry_ns: int | None = None
+    decision: DecisionKind | None = None
+    decided_by: str = ""
+    result: ExitResult | None = None
+    #: Why a cancelled exit was cancelled.
+    note: str = ""
+    #: The winner of each generation: who, what, which request. A repeated request gets the same answer.
+    winners: dict[int, tuple[str, Decision, str]] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> frozenset[DecisionKind]:
+        """The decisions this exit takes now; none once it is settled."""
+        if self.state in (ExitState.RESOLVED, ExitState.CANCELLED):
+            return frozenset()
+        armed = self.old_xfd & XFEATURE_MASK_USER_DYNAMIC
+        if self.write.trigger is Trigger.WRMSR_XFD and armed:
+            return ALLOWED[self.cause] | {DecisionKind.DEFER}
+        return ALLOWED[self.cause]
+
+    @property
+    def open(self) -> bool:
+        """Whether the vCPU still waits on it."""
+        return self.state in (ExitState.OPEN, ExitState.APPLYING, ExitState.PAUSED)
+
+    def failed_again(self, exited: ReallocExit) -> None:
+        """Take over what the last attempt failed with."""
+        self.cause, self.errno = cause_and_errno(exited)
+        self.bytes_needed = exited.failed.size_bytes
+        self.attempt += 1
+
+
+def cause_and_errno(exited: ReallocExit) -> tuple[ExitCause, int]:
+    """Return why, and the errno KVM_RUN would return: ENOMEM for memory and limits, EPERM for permission."""
+    if exited.failed.errno is Errno.EPERM:
+        return ExitCause.NO_PERMISSION, errno.EPERM
+    if exited.failed.cause is AllocFailureCause.QUOTA:
+        return ExitCause.QUOTA, errno.ENOMEM
+    return ExitCause.NO_MEMORY, errno.ENOMEM

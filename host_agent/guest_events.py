@@ -1,0 +1,235 @@
+"""One guest event on one vCPU: make sure it is entered where it must be, run the intercept, say what came of it."""
+
+from __future__ import annotations
+
+from fpu_core.sched import switch_to
+from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILECFG_BYTES, TileOp
+from host_agent.directives import issue_directive
+from host_agent.errors import Reason, Refused, invalid
+from host_agent.events import (
+    DoneOutcome,
+    Enter,
+    EventKind,
+    Growth,
+    Hlt,
+    Init,
+    InjectOutcome,
+    Intercepts,
+    Leave,
+    Nm,
+    OutcomeKind,
+    PendingOutcome,
+    Preempt,
+    Rdmsr,
+    RegisterRead,
+    RegisterWrite,
+    Tile,
+    Wrmsr,
+    XfdSync,
+    Xsetbv,
+)
+from host_agent.exit_desk import cancel_exit, open_exit
+from host_agent.kvm import intercept
+from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
+from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
+from host_agent.kvm.vcpu import Vcpu, clear_mpx_state
+from host_agent.state import HostState, TaskRecord, VmRecord
+from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, runner, thread_of
+
+
+def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explicit: bool) -> OutcomeKind:
+    """Execute event ``seq``; raises ``Refused`` for a mistake, after which nothing has changed."""
+    vm = state.vms[vcpu.vm.account.name]
+    state.act_for(vm.name, state.vcpu_name(vcpu))
+    match kind:
+        case Enter():
+            return _enter(state, vm, vcpu, kind)
+        case Leave():
+            _need_entered(state, vcpu)
+            leave_guest(vm, vcpu)
+            return done_outcome(vcpu, None)
+        case Preempt():
+            return _preempt(state, vm, vcpu, kind)
+        case Init():
+            return _init(state, vm, vcpu)
+        case Hlt():
+            if vcpu.state is VcpuState.ENTERED and not explicit:
+                leave_guest(vm, vcpu)
+            return done_outcome(vcpu, None)
+        case _:
+            return _instruction(state, vm, vcpu, seq, kind, explicit=explicit)
+
+
+def _instruction(
+    state: HostState, vm: VmRecord, vcpu: Vcpu, seq: int, kind: EventKind, *, explicit: bool
+) -> OutcomeKind:
+    check_operands(kind)
+    _entered(state, vm, vcpu, explicit=explicit)
+    task = runner(vm, vcpu)
+    run_on_cpu(vm, task)
+    result = _intercept(vcpu, kind)
+    if isinstance(result, ReallocExit):
+        task.vcpu = None
+        record = open_exit(state, vcpu, seq, result)
+        return PendingOutcome(record.name, record.generation)
+    if isinstance(result, Inject):
+        return InjectOutcome(result.vector, result.error_code, result.xfd_err)
+    return done_outcome(vcpu, result)
+
+
+def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:
+    match kind:
+        case Xsetbv(index, value, cpl):
+            return intercept.handle_xsetbv(vcpu, index=index, value=value, cpl=cpl)
+        case Wrmsr(msr, value):
+            return intercept.handle_wrmsr(vcpu, msr=msr, value=value)
+        case Rdmsr(msr):
+            return intercept.handle_rdmsr(vcpu, msr=msr)
+        case Nm(cr0_ts):
+            return intercept.handle_nm(vcpu, cr0_ts=cr0_ts)
+        case RegisterWrite(feature, offset, data):
+            return intercept.write_register(vcpu, feature=feature, offset=offset, data=data)
+        case RegisterRead(feature, offset, length):
+            return intercept.read_register(vcpu, feature=feature, offset=offset, length=length)
+        case Tile(op, tile, memory):
+            return intercept.execute_tile(vcpu, op=op, tile=tile, memory=memory)
+        case XfdSync(xfd):
+            return _xfd_sync(vcpu, xfd)
+        case _:
+            raise AssertionError(f"{kind} is no instruction")
+
+
+def _xfd_sync(vcpu: Vcpu, xfd: int) -> Done:
+    try:
+        return intercept.handle_xfd_sync(vcpu, xfd=xfd)
+    except intercept.XfdSyncNeedsGrowthError as error:
+        raise Refused(
+            Reason.XFD_SYNC_NEEDS_GROWTH, str(error), xfd=hex(error.xfd), missing=hex(error.missing)
+        ) from error
+
+
+def check_operands(kind: EventKind) -> None:
+    """Refuse operands no processor would have seen."""
+    match kind:
+        case Tile(op, tile, memory):
+            if not 0 <= tile < TILE_COUNT:
+                raise invalid("tile.tile", f"0..{TILE_COUNT - 1}", tile)
+            wanted = {TileOp.LDTILECFG: TILECFG_BYTES, TileOp.TILELOADD: TILE_BYTES}.get(op, 0)
+            if len(memory) != wanted:
+                raise invalid("tile.memory", f"{wanted} bytes for {op.name}", f"{len(memory)} bytes")
+        case Xsetbv(_, _, cpl):
+            if not 0 <= cpl <= 3:
+                raise invalid("xsetbv.cpl", "0..3", cpl)
+        case _:
+            pass
+
+
+# -- entering and leaving ----------------------------------------------------------------------------------------------
+
+
+def _entered(state: HostState, vm: VmRecord, vcpu: Vcpu, *, explicit: bool) -> None:
+    """Instructions execute in the guest. IMPLICIT enters as needed, and takes the thread from another vCPU of it."""
+    if vcpu.state is VcpuState.ENTERED:
+        return
+    if explicit:
+        _need_entered(state, vcpu)
+    task = own_task(state, vm, vcpu)
+    if task.vcpu is not None:
+        leave_guest(vm, task.vcpu)
+    enter_guest(state, vm, vcpu, task)
+
+
+def own_task(state: HostState, vm: VmRecord, vcpu: Vcpu) -> TaskRecord:
+    """The thread a vCPU runs on where nobody says: the one it was created with, or one of its own, made now."""
+    side = state.side(vcpu)
+    if not side.task or side.task not in vm.tasks:
+        side.task = f"vcpu-{vcpu.index}"
+    found = vm.tasks.get(side.task)
+    return found if found is not None else thread_of(state, vm, side.task)
+
+
+def _enter(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: Enter) -> DoneOutcome:
+    if vcpu.state is VcpuState.ENTERED:
+        name = state.vcpu_name(vcpu)
+        raise Refused(Reason.VCPU_ALREADY_ENTERED, f"{name!r} is in the guest", vcpu=name)
+    if kind.task:
+        _, task = state.task(f"{vm.name}/tasks/{kind.task}")
+        state.side(vcpu).task = kind.task
+    else:
+        task = own_task(state, vm, vcpu)
+    enter_guest(state, vm, vcpu, task)
+    return done_outcome(vcpu, None)
+
+
+def enter_again(state: HostState, vcpu: Vcpu, write: PendingWrite | None) -> Done | ReallocExit | None:
+    """KVM_RUN of a parked vCPU: its instruction executes again (``write``), or the guest goes on without it (None)."""
+    vm = state.vms[vcpu.vm.account.name]
+    task = own_task(state, vm, vcpu)
+    if task.vcpu is not None:
+        leave_guest(vm, task.vcpu)
+    enter_guest(state, vm, vcpu, task)
+    if write is None:
+        return None
+    result = vcpu.vm.execute_write(vcpu, write)
+    if isinstance(result, ReallocExit):
+        task.vcpu = None
+    return result
+
+
+def _preempt(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: Preempt) -> DoneOutcome:
+    """The thread loses its CPU, and gets it back (or another) when it next has something to do."""
+    _need_entered(state, vcpu)
+    task = runner(vm, vcpu)
+    if task.fpu.cpu is not None:
+        switch_to(task.fpu.cpu, None)
+    if kind.cpu is not None:
+        move_to_cpu(vm, task, kind.cpu)
+    return done_outcome(vcpu, None)
+
+
+def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
+    """INIT keeps XCR0 and the registers, the MPX ones aside. It cancels an exit the vCPU was parked on.
+
+    A vCPU that is not loaded is not unloaded (bug B20); one that is, is loaded again afterwards.
+    """
+    if vcpu.state in (VcpuState.PARKED, VcpuState.PAUSED):
+        cancel_exit(state, vcpu, issue_directive(state, vcpu, "RESET", "INIT"), "INIT")
+        vcpu.move(VcpuEvent.SETTLE)
+    was_entered = vcpu.state is VcpuState.ENTERED
+    task = runner(vm, vcpu) if was_entered else None
+    if was_entered:
+        leave_guest(vm, vcpu)
+    clear_mpx_state(vcpu)
+    if task is not None:
+        enter_guest(state, vm, vcpu, task)
+    return done_outcome(vcpu, None)
+
+
+def _need_entered(state: HostState, vcpu: Vcpu) -> None:
+    if vcpu.state is not VcpuState.ENTERED:
+        name = state.vcpu_name(vcpu)
+        text = f"{name!r} is {vcpu.state.value}, not in the guest"
+        raise Refused(Reason.VCPU_NOT_ENTERED, text, vcpu=name, state=vcpu.state.name)
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def done_outcome(vcpu: Vcpu, done: Done | None) -> DoneOutcome:
+    """An effect, with the interception as it is now."""
+    growth = None
+    if done is not None and done.reallocated is not None:
+        grown = done.reallocated
+        growth = Growth(grown.old_size_bytes, grown.new_size_bytes, grown.xfeatures)
+    return DoneOutcome(
+        value=done.value if done is not None else None,
+        data=done.data if done is not None else b"",
+        reallocated=growth,
+        intercepts=intercepts(vcpu),
+    )
+
+
+def intercepts(vcpu: Vcpu) -> Intercepts:
+    """What is intercepted of this vCPU now."""
+    armed = not vcpu.xfd_passthrough
+    return Intercepts(xfd_read=armed, xfd_write=armed, nm=vcpu.nm_intercept)

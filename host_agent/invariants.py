@@ -1,0 +1,104 @@
+"""The invariants above the core: vCPUs, tasks, exits and sessions agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fpu_core.errors import CoreBug
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.events import PendingOutcome
+from host_agent.kvm.lifecycle import VcpuState
+from host_agent.state import HostState, VcpuSide
+
+Violations = Iterable[str]
+
+
+def room_for_what_is_enabled(state: HostState) -> Violations:
+    """(xcr0 & ~xfd & DYNAMIC) is within the container of every vCPU that could enter."""
+    for vm in state.vms.values():
+        for vcpu in vm.kvm.vcpus.values():
+            fpstate = vcpu.fpstate
+            if vcpu.xcr0 & ~fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC & ~fpstate.xfeatures:
+                yield f"{vcpu}: xcr0={vcpu.xcr0:#x} xfd={fpstate.xfd:#x}"
+
+
+def entered_means_a_thread(state: HostState) -> Violations:
+    """A vCPU is entered exactly while one task is in its KVM_RUN, and its container is that task's active one."""
+    for vm in state.vms.values():
+        running = {id(task.vcpu): task for task in vm.tasks.values() if task.vcpu is not None}
+        for vcpu in vm.kvm.vcpus.values():
+            task = running.get(id(vcpu))
+            if vcpu.state is VcpuState.BROKEN:
+                continue
+            if (vcpu.state is VcpuState.ENTERED) != (task is not None):
+                yield f"{vcpu} and {task}"
+            elif task is not None and task.fpu.fpstate is not vcpu.fpstate:
+                yield f"{vcpu}: its thread has {task.fpu.fpstate}"
+
+
+def parked_means_an_exit(state: HostState) -> Violations:
+    """A vCPU is parked or paused exactly while an exit of its is open, and its last outcome is pending on that."""
+    for vm in state.vms.values():
+        for vcpu in vm.kvm.vcpus.values():
+            side = vcpu.agent
+            record = side.exit if isinstance(side, VcpuSide) else None
+            parked = vcpu.state in (VcpuState.PARKED, VcpuState.PAUSED)
+            if parked != (record is not None):
+                yield f"{vcpu}: exit {record}"
+            elif record is not None and isinstance(side, VcpuSide):
+                last = side.outcomes.get(record.seq)
+                if last is None or last.kind != PendingOutcome(record.name, record.generation):
+                    yield f"{vcpu}: last outcome {last}, exit {record.name} at generation {record.generation}"
+
+
+def exits_are_of_vcpus(state: HostState) -> Violations:
+    """Every open exit is the one exit of a vCPU there is, with at most one decision a generation."""
+    for record in state.exits.values():
+        side = state.vcpu(record.vcpu).agent
+        if not isinstance(side, VcpuSide) or side.exit is not record:
+            yield f"{record.name} is nobody's"
+        if set(record.winners) - set(range(1, record.generation + 1)):
+            yield f"{record.name}: decided {sorted(record.winners)} at generation {record.generation}"
+
+
+def sessions_and_vcpus_agree(state: HostState) -> Violations:
+    """A session has a vCPU exactly if the vCPU says so."""
+    for session in state.sessions.values():
+        for name, vcpu in session.vcpus.items():
+            side = vcpu.agent
+            if not isinstance(side, VcpuSide) or side.session is not session:
+                yield f"{session.name} claims {name}"
+
+
+def host_ledger_is_the_sum(state: HostState) -> Violations:
+    """The host's account is the sum of its VMs'."""
+    total = sum(vm.kvm.account.used_bytes for vm in state.vms.values())
+    if state.allocator.host.used_bytes != total:
+        yield f"host {state.allocator.host.used_bytes} bytes, VMs {total}"
+
+
+def permissions_only_grow(state: HostState) -> Violations:
+    """No process loses a permission or its lock, short of exec."""
+    for name, vm in state.vms.items():
+        try:
+            state.permissions[name].check(task.fpu for task in vm.tasks.values())
+        except CoreBug as bug:
+            yield str(bug)
+
+
+INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
+    room_for_what_is_enabled,
+    entered_means_a_thread,
+    parked_means_an_exit,
+    exits_are_of_vcpus,
+    sessions_and_vcpus_agree,
+    host_ledger_is_the_sum,
+    permissions_only_grow,
+)
+
+
+def check_host(state: HostState) -> None:
+    """Raise ``CoreBug`` naming the first invariant that does not hold."""
+    for invariant in INVARIANTS:
+        for violation in invariant(state):
+            raise CoreBug(f"{invariant.__name__}: {violation}")

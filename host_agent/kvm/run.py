@@ -1,0 +1,79 @@
+"""KVM_RUN: entering, leaving, and the window in which guest code executes.
+
+    vcpu_enter   kvm_load_guest_fpu(): swap in
+      guest_window   XCR0, PKRU and XFD_ERR are the guest's for as long as it executes
+    vcpu_leave   kvm_put_guest_fpu(): swap out, where a pending growth is honoured
+
+Source: arch/x86/kvm/x86.c, vcpu_enter_guest(), kvm_load_guest_xsave_state(), kvm_load_guest_fpu().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fpu_core.context import running_cpu
+from fpu_core.cpu import Cpu
+from fpu_core.errors import CoreBug, core_assert
+from fpu_core.fpu import Fpu
+from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
+from fpu_core.swap import SwapResult, swap_in, swap_out
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.kvm.lifecycle import VcpuEvent
+from host_agent.kvm.vcpu import Vcpu
+
+
+def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> None:
+    """Start KVM_RUN on the thread ``fpu``, which must be running. It need not be the one that created the vCPU."""
+    vcpu.move(VcpuEvent.ENTER)
+    swap_in(fpu, vcpu.guest)
+    vcpu.fpu = fpu
+    check_entry(vcpu)
+
+
+def check_entry(vcpu: Vcpu) -> None:
+    """The invariant of every guest entry: the container holds every dynamic feature that is enabled and not armed."""
+    live = vcpu.xcr0 & ~vcpu.fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC
+    core_assert(not live & ~vcpu.fpstate.xfeatures, f"{vcpu} enters with {live:#x} enabled and no room for it")
+
+
+def vcpu_leave(vcpu: Vcpu) -> SwapResult:
+    """End KVM_RUN. Returns how a pending growth went, None where there was none."""
+    fpu = _runner(vcpu)
+    result = swap_out(fpu, vcpu.guest)
+    vcpu.fpu = None
+    vcpu.move(VcpuEvent.LEAVE)
+    return result
+
+
+def _runner(vcpu: Vcpu) -> Fpu:
+    if vcpu.fpu is None:
+        raise CoreBug(f"{vcpu} is not in KVM_RUN")
+    return vcpu.fpu
+
+
+@contextmanager
+def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
+    """The guest executes: its XCR0, PKRU and XFD_ERR are in the registers, and the host's are back afterwards.
+
+    Order as in KVM: before entry, load the registers if they are not ours, then XFD_ERR if it is not zero. After the
+    exit, XFD_ERR is read only for an #NM that XFD caused, and zero is written back before anybody else can look.
+    """
+    fpu = _runner(vcpu)
+    cpu = running_cpu(fpu)
+    switch_fpu_return(fpu)
+    host_xcr0, host_pkru = cpu.xcr0, read_pkru(cpu)
+    cpu.xcr0 = vcpu.xcr0
+    write_pkru(cpu, vcpu.pkru)
+    if vcpu.guest.xfd_err:
+        cpu.xfd_err = vcpu.guest.xfd_err
+    try:
+        yield cpu
+    finally:
+        if cpu.xfd_err and vcpu.fpstate.xfd:
+            vcpu.guest.xfd_err = cpu.xfd_err
+        if vcpu.guest.xfd_err:
+            cpu.xfd_err = 0
+        cpu.xcr0 = host_xcr0
+        vcpu.pkru = read_pkru(cpu)
+        write_pkru(cpu, host_pkru)

@@ -1,0 +1,187 @@
+"""Vcpu and Vm: what KVM knows about a guest, beside its FPU container.
+
+Source: arch/x86/include/asm/kvm_host.h, struct kvm_vcpu_arch (xcr0, guest_supported_xcr0, guest_fpu,
+xfd_no_write_intercept, pkru).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fpu_core.alloc import Account, AllocFailure
+from fpu_core.fpstate import Fpstate
+from fpu_core.fpu import Fpu, FpuGuest, FpuHost
+from fpu_core.guest import alloc_guest_fpstate, free_guest_fpstate, guest_container, update_guest_xfd
+from fpu_core.permission import get_permitted
+from fpu_core.xfeature import (
+    XFEATURE_MASK_AVX512,
+    XFEATURE_MASK_BNDCSR,
+    XFEATURE_MASK_BNDREGS,
+    XFEATURE_MASK_FP,
+    XFEATURE_MASK_FPSSE,
+    XFEATURE_MASK_PKRU,
+    XFEATURE_MASK_USER_DYNAMIC,
+    XFEATURE_MASK_XTILE,
+    XFEATURE_MASK_XTILE_CFG,
+    XFEATURE_MASK_YMM,
+    for_each_set_bit,
+)
+from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, next_state
+from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
+
+#: What KVM can give a guest at all. Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0.
+KVM_SUPPORTED_XCR0 = (
+    XFEATURE_MASK_FPSSE
+    | XFEATURE_MASK_YMM
+    | XFEATURE_MASK_BNDREGS
+    | XFEATURE_MASK_BNDCSR
+    | XFEATURE_MASK_AVX512
+    | XFEATURE_MASK_PKRU
+    | XFEATURE_MASK_XTILE
+)
+
+
+#: What an allocation policy is.
+WritePolicy = Callable[["Vcpu", PendingWrite], Done | ReallocExit]
+
+
+@dataclass(slots=True, eq=False)
+class KvmVm:
+    """One VM as KVM sees it: the host it runs on, the account that pays, the process it belongs to."""
+
+    host: FpuHost
+    account: Account
+    #: The VMM's main thread: the group leader, whose permissions count.
+    leader: Fpu
+    #: The allocation policy: how a legal write happens that the container may be too small for.
+    execute_write: WritePolicy
+    #: CPUID.0xD.0 EDX:EAX as given to the guests; None until set, then what the host supports is given.
+    cpuid_xcr0: int | None = None
+    vcpus: dict[int, Vcpu] = field(default_factory=dict)
+
+    @property
+    def supported_xcr0(self) -> int:
+        """kvm_caps.supported_xcr0: what KVM could give a guest on this host, permission aside."""
+        return self.host.config.user.max_features & KVM_SUPPORTED_XCR0
+
+    @property
+    def permitted_xcr0(self) -> int:
+        """What of it the process may use now. Source: cpuid.c, kvm_get_filtered_xcr0(): 17 goes where 18 may not."""
+        permitted = self.supported_xcr0 & ~XFEATURE_MASK_USER_DYNAMIC
+        permitted |= self.supported_xcr0 & get_permitted(self.leader, guest=True)
+        if not permitted & XFEATURE_MASK_USER_DYNAMIC:
+            permitted &= ~XFEATURE_MASK_XTILE_CFG
+        return permitted
+
+
+class Vcpu:
+    """One vCPU. Small on purpose: a host has a hundred thousand of them."""
+
+    __slots__ = (
+        "agent",
+        "confidential",
+        "fpu",
+        "guest",
+        "guest_supported_xcr0",
+        "incarnation",
+        "index",
+        "nm_intercept",
+        "pkru",
+        "state",
+        "vm",
+        "xcr0",
+        "xfd_passthrough",
+    )
+
+    def __init__(self, vm: KvmVm, index: int) -> None:
+        self.vm = vm
+        self.index = index
+        self.guest = FpuGuest()
+        #: The task whose KVM_RUN this vCPU is in; None outside.
+        self.fpu: Fpu | None = None
+        self.state = VcpuState.OUTSIDE
+        self.xcr0 = XFEATURE_MASK_FP
+        #: What the guest's CPUID lets it put into XCR0, bit 0 aside.
+        self.guest_supported_xcr0 = guest_supported_xcr0(vm)
+        self.pkru = 0
+        #: #NM exits are taken: from the first non-zero XFD on.
+        self.nm_intercept = False
+        #: XFD is written by the guest without an exit; what it wrote shows at the next one.
+        self.xfd_passthrough = False
+        self.confidential = False
+        #: Counts resets: a stale answer to an earlier life is recognised by it.
+        self.incarnation = 1
+        #: What the process around KVM keeps about this vCPU. KVM never looks at it.
+        self.agent: object | None = None
+
+    @property
+    def fpstate(self) -> Fpstate:
+        """The guest's container."""
+        return guest_container(self.guest)
+
+    @property
+    def has_xfd(self) -> bool:
+        """Whether the guest's CPUID has XFD (0xD.1 EAX[4])."""
+        return self.vm.host.config.caps.XFD
+
+    @property
+    def xfd_allowed(self) -> int:
+        """The bits XFD and XFD_ERR may have. Source: x86.c, kvm_set_msr_common()."""
+        return self.guest_supported_xcr0 & XFEATURE_MASK_USER_DYNAMIC
+
+    def move(self, event: VcpuEvent) -> None:
+        """Change the state by the table; ``WrongStateError`` if it does not allow it."""
+        self.state = next_state(self.state, event)
+
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.index} {self.state.name} {self.guest.fpstate} request={self.guest.realloc_request}>"
+
+
+def guest_supported_xcr0(vm: KvmVm) -> int:
+    """What a guest of ``vm`` may enable: its CPUID's mask, or all the host supports where none was set."""
+    return vm.supported_xcr0 & (vm.cpuid_xcr0 if vm.cpuid_xcr0 is not None else vm.supported_xcr0)
+
+
+def create_vcpu(vm: KvmVm, index: int, *, confidential: bool = False) -> Vcpu | AllocFailure:
+    """KVM_CREATE_VCPU: allocate the default container and lock guest permissions. ENOMEM leaves nothing behind."""
+    vcpu = Vcpu(vm, index)
+    failure = alloc_guest_fpstate(vm.leader, vcpu.guest)
+    if failure is not None:
+        return failure
+    vcpu.confidential = vcpu.fpstate.is_confidential = confidential
+    vm.vcpus[index] = vcpu
+    return vcpu
+
+
+def destroy_vcpu(vcpu: Vcpu) -> None:
+    """Free the container of a vCPU that is outside the guest."""
+    free_guest_fpstate(vcpu.vm.leader, vcpu.guest)
+    del vcpu.vm.vcpus[vcpu.index]
+
+
+def reset_vcpu(vcpu: Vcpu) -> None:
+    """RESET: XCR0 = 1, XFD = 0, registers in their init state; the container keeps its size.
+
+    Interception is not re-armed: it never is. Source: x86.c, kvm_vcpu_reset() and kvm_xstate_reset().
+    """
+    vcpu.move(VcpuEvent.RESET)
+    vcpu.xcr0 = XFEATURE_MASK_FP
+    vcpu.guest.xfd_err = 0
+    vcpu.pkru = 0
+    vcpu.fpstate.xstate_bv = 0
+    update_guest_xfd(None, vcpu.guest, 0)
+    vcpu.incarnation += 1
+
+
+def clear_mpx_state(vcpu: Vcpu) -> None:
+    """INIT keeps XCR0 and every register but the MPX ones. The vCPU must be outside: its image is what is changed.
+
+    Source: x86.c, kvm_vcpu_reset() on INIT; fpu_core's fpstate_clear_xstate_component().
+    """
+    table = vcpu.vm.host.config.table
+    fpstate = vcpu.fpstate
+    mpx = fpstate.xfeatures & (XFEATURE_MASK_BNDREGS | XFEATURE_MASK_BNDCSR)
+    offsets = table.offsets(fpstate.xfeatures, compacted=vcpu.vm.host.config.compacted)
+    for nr in for_each_set_bit(mpx & fpstate.xstate_bv):
+        fpstate.regs[offsets[nr] : offsets[nr] + table.size_bytes(nr)] = bytes(table.size_bytes(nr))

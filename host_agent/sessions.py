@@ -1,0 +1,255 @@
+"""Sessions: who reports for which vCPU, in which order, and which outcomes are still to be received."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpu_core.errors import CoreBug, FieldError
+from host_agent.capabilities import CAPABILITIES
+from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
+from host_agent.control import bounded_lease
+from host_agent.errors import Reason, Refused, invalid
+from host_agent.events import (
+    BlockedOutcome,
+    GuestEvent,
+    Init,
+    Outcome,
+    RejectedOutcome,
+)
+from host_agent.guest_events import run_event
+from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, WrongStateError
+from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import HostState, SessionRecord, VcpuSide
+from host_agent.tasks import leave_guest
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a vCPU's reports go on: ``pending`` is the outcome of the event before, if that is not final."""
+
+    vcpu: str
+    uid: str
+    incarnation: int
+    next_seq: int
+    pending: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session and where each of its vCPUs resumes."""
+
+    session: SessionRecord
+    vcpus: tuple[Resume, ...]
+
+
+# -- life --------------------------------------------------------------------------------------------------------------
+
+
+def open_session(state: HostState, command: OpenSession) -> Opened:
+    """Take charge of vCPUs. The newest session of a vCPU has it; the older one is fenced off from that vCPU only."""
+    if state.draining:
+        raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new session")
+    if len(state.sessions) >= state.config.max_sessions:
+        raise Refused(Reason.LIMIT_REACHED, f"the host has {len(state.sessions)} sessions", limit="max_sessions")
+    missing = sorted(set(command.required_capabilities) - set(CAPABILITIES))
+    if missing:
+        raise Refused(Reason.CAPABILITY_MISSING, f"this host lacks {', '.join(missing)}", missing=",".join(missing))
+    if len(set(command.vcpus)) != len(command.vcpus) or not command.vcpus:
+        raise invalid("vcpus", "one or more vCPU names, each once", ", ".join(command.vcpus))
+    vcpus = {name: state.vcpu(name) for name in command.vcpus}
+    lease_ns = bounded_lease(state, command.lease_ns)
+    session = SessionRecord(
+        id=state.next_id("s"),
+        epoch=state.next_epoch(),
+        client_name=command.client_name,
+        lease_ns=lease_ns,
+        expires_ns=state.now_ns + lease_ns,
+        explicit=command.explicit,
+    )
+    state.sessions[session.name] = session
+    for name, vcpu in vcpus.items():
+        _take_over(state, session, name, vcpu)
+    return Opened(session, tuple(resume(state, name, vcpu) for name, vcpu in vcpus.items()))
+
+
+def _take_over(state: HostState, session: SessionRecord, name: str, vcpu: Vcpu) -> None:
+    side = state.side(vcpu)
+    if side.session is not None:
+        side.session.vcpus.pop(name, None)
+    side.session = session
+    session.vcpus[name] = vcpu
+
+
+def resume(state: HostState, name: str, vcpu: Vcpu) -> Resume:
+    """Where reports about a vCPU go on."""
+    side = state.side(vcpu)
+    last = side.outcomes.get(side.next_seq - 1)
+    pending = last if last is not None and not last.final else None
+    return Resume(name, side.uid, vcpu.incarnation, side.next_seq, pending)
+
+
+def keep_alive(state: HostState, command: KeepAlive) -> int:
+    """Start the lease anew; returns it in nanoseconds."""
+    session = state.session(command.session, command.epoch)
+    session.expires_ns = state.now_ns + session.lease_ns
+    return session.lease_ns
+
+
+def close_session(state: HostState, command: CloseSession) -> None:
+    """End a session on its agent's word."""
+    end_session(state, state.session(command.session, command.epoch), expired=False)
+
+
+def end_session(state: HostState, session: SessionRecord, *, expired: bool) -> None:
+    """Its vCPUs leave the guest and stay; nothing is destroyed, open exits stay open."""
+    for vcpu in session.vcpus.values():
+        side = state.side(vcpu)
+        side.session = None
+        if vcpu.state is VcpuState.ENTERED:
+            leave_guest(state.vms[vcpu.vm.account.name], vcpu)
+    del state.sessions[session.name]
+    state.ended_sessions[session.name] = expired
+    while len(state.ended_sessions) > state.config.max_sessions:
+        del state.ended_sessions[next(iter(state.ended_sessions))]
+
+
+def ack_directive(state: HostState, command: AckDirective) -> None:
+    """The agent carried a directive out; one that is not known was acknowledged before."""
+    state.session(command.session, command.epoch).directives.pop(command.directive, None)
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+def submit(state: HostState, command: SubmitBatch) -> tuple[Outcome, ...]:
+    """Apply events in order, not atomically: each has its own outcome, and a bad one does not hold up the others."""
+    session = state.session(command.session, command.epoch)
+    session.expires_ns = state.now_ns + session.lease_ns
+    for name, seq in command.received:
+        vcpu = session.vcpus.get(name)
+        if vcpu is not None:
+            _forget(state.side(vcpu), seq)
+    return tuple(_one(state, session, event) for event in command.events)
+
+
+def _forget(side: VcpuSide, through: int) -> None:
+    """Outcomes the agent has received need not be kept; a pending one is not received yet, whatever it says."""
+    for seq in [seq for seq, outcome in side.outcomes.items() if seq <= through and outcome.final]:
+        del side.outcomes[seq]
+
+
+def _one(state: HostState, session: SessionRecord, event: GuestEvent) -> Outcome:
+    try:
+        return _sequenced(state, session, event)
+    except Refused as refused:
+        return _rejected(event, refused)
+
+
+def _sequenced(state: HostState, session: SessionRecord, event: GuestEvent) -> Outcome:
+    """A repeated number gets its outcome again, a gap the expected number; else the event is taken."""
+    vcpu = session.vcpus.get(event.vcpu)
+    if vcpu is None:
+        raise _not_in_session(state, session, event.vcpu)
+    side = state.side(vcpu)
+    if event.seq < side.next_seq:
+        return _repeated(side, event)
+    if side.exit is not None and not isinstance(event.kind, Init):
+        return Outcome(event.vcpu, event.seq, BlockedOutcome(side.next_seq, side.exit.name))
+    if event.seq > side.next_seq:
+        raise Refused(
+            Reason.SEQ_GAP,
+            f"{event.vcpu!r} expects number {side.next_seq}, got {event.seq}",
+            vcpu=event.vcpu,
+            expectedSeq=side.next_seq,
+            seq=event.seq,
+        )
+    if len(side.outcomes) >= state.config.max_outcomes:
+        raise Refused(
+            Reason.LIMIT_REACHED,
+            f"{event.vcpu!r} has {len(side.outcomes)} outcomes nobody has received",
+            vcpu=event.vcpu,
+            limit="max_outcomes",
+        )
+    return _take(state, session, vcpu, side, event)
+
+
+def _take(state: HostState, session: SessionRecord, vcpu: Vcpu, side: VcpuSide, event: GuestEvent) -> Outcome:
+    """Run the event: from here on its number is used, and its outcome is kept until it is received."""
+    side.next_seq = event.seq + 1
+    try:
+        _check_runnable(event.vcpu, vcpu)
+        kind = run_event(state, vcpu, event.seq, event.kind, explicit=session.explicit)
+        outcome = Outcome(event.vcpu, event.seq, kind)
+    except Refused as refused:
+        outcome = _rejected(event, refused)
+    except FieldError as error:
+        outcome = _rejected(event, invalid(error.field, error.expected, error.got))
+    except WrongStateError as error:
+        outcome = _rejected(event, Refused(Reason.VCPU_PARKED, str(error), vcpu=event.vcpu, state=error.state.name))
+    except CoreBug as bug:
+        outcome = _rejected(event, _broken(vcpu, event.vcpu, bug))
+    side.outcomes[event.seq] = outcome
+    return outcome
+
+
+def _check_runnable(name: str, vcpu: Vcpu) -> None:
+    if vcpu.state is VcpuState.KILLED:
+        raise Refused(Reason.VCPU_KILLED, f"{name!r} was killed", vcpu=name)
+    if vcpu.state is VcpuState.BROKEN:
+        raise Refused(Reason.VCPU_BROKEN, f"{name!r} met a bug of the host and was stopped", vcpu=name)
+
+
+def _broken(vcpu: Vcpu, name: str, bug: CoreBug) -> Refused:
+    """Our bug stops the vCPU it happened on, and says so."""
+    vcpu.move(VcpuEvent.BUG)
+    return Refused(Reason.INTERNAL_INVARIANT, f"{name!r} was stopped by a bug of the host: {bug}", vcpu=name)
+
+
+def _repeated(side: VcpuSide, event: GuestEvent) -> Outcome:
+    found = side.outcomes.get(event.seq)
+    if found is None:
+        raise Refused(
+            Reason.OUTCOME_FORGOTTEN,
+            f"the outcome of number {event.seq} of {event.vcpu!r} was received and forgotten",
+            vcpu=event.vcpu,
+            seq=event.seq,
+        )
+    return found
+
+
+def _not_in_session(state: HostState, session: SessionRecord, name: str) -> Refused:
+    vcpu = state.vcpu(name)  # refuses a name that is nobody's
+    side = vcpu.agent
+    owner = side.session if isinstance(side, VcpuSide) else None
+    epoch = owner.epoch if owner is not None else 0
+    return Refused(
+        Reason.SESSION_FENCED,
+        f"{name!r} is not, or not any more, of {session.name!r}",
+        session=session.name,
+        vcpu=name,
+        currentEpoch=epoch,
+    )
+
+
+def _rejected(event: GuestEvent, refused: Refused) -> Outcome:
+    kind = RejectedOutcome(refused.reason.name, refused.text, refused.field, refused.metadata)
+    return Outcome(event.vcpu, event.seq, kind)
+
+
+def find_outcome(state: HostState, session: str, epoch: int, vcpu: str, seq: int) -> Outcome:
+    """The outcome of an event, pending or final; refuses numbers that were never sent or whose outcome is forgotten."""
+    found = state.session(session, epoch).vcpus.get(vcpu)
+    if found is None:
+        raise _not_in_session(state, state.session(session, epoch), vcpu)
+    side = state.side(found)
+    if not 1 <= seq < side.next_seq:
+        raise invalid("seq", f"1..{side.next_seq - 1}, the numbers taken so far", seq)
+    outcome = side.outcomes.get(seq)
+    if outcome is None:
+        raise Refused(
+            Reason.OUTCOME_FORGOTTEN,
+            f"the outcome of number {seq} of {vcpu!r} was received and forgotten",
+            vcpu=vcpu,
+            seq=seq,
+        )
+    return outcome

@@ -1,0 +1,279 @@
+"""HostState: everything the agent knows. Only the functions behind ``HostMachine.apply`` change it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from fault_lab.injection.table import FaultTable
+from fpu_core.alloc import Account, Allocator
+from fpu_core.config import FpuConfig
+from fpu_core.cpu import Cpu
+from fpu_core.errors import Errno
+from fpu_core.fpu import Fpu, FpuHost
+from fpu_core.invariants import CoreView, PermissionHistory
+from host_agent.effects import Effect
+from host_agent.errors import Reason, Refused
+from host_agent.events import Directive, Outcome
+from host_agent.exits import ExitRecord
+from host_agent.kvm.vcpu import KvmVm, Vcpu
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """What a host is started with. The first record of a log. Times in nanoseconds, sizes in bytes."""
+
+    host: str = "host"
+    boot_id: str = "boot"
+    default_profile: str = "sapphire-rapids"
+    default_kernel_rules: str = "6.18"
+    #: Modelled CPUs of each kind of processor.
+    cpus: int = 4
+    byte_limit: int | None = None
+    faults: bool = False
+    check_invariants: bool = False
+    default_lease_ns: int = 30 * NS_PER_S
+    max_lease_ns: int = 3600 * NS_PER_S
+    #: How long a controller has before the default action (PAUSE) is taken.
+    exit_deadline_ns: int = 30 * NS_PER_S
+    max_vms: int = 10_000
+    max_vcpus_per_vm: int = 200_000
+    max_tasks_per_vm: int = 200_000
+    max_sessions: int = 10_000
+    #: Outcomes kept per vCPU until they are received.
+    max_outcomes: int = 1024
+    #: Answers kept for repeated request ids; resolved exits kept for GetExit.
+    max_request_ids: int = 100_000
+    max_resolved_exits: int = 10_000
+
+
+@dataclass(slots=True)
+class Platform:
+    """One kind of processor under one kernel: the FPU host and its CPUs, shared by the VMs that use it."""
+
+    host: FpuHost
+    cpus: list[Cpu]
+
+
+@dataclass(slots=True, eq=False)
+class TaskRecord:
+    """A host task. ``home_cpu`` is where it runs when it has to."""
+
+    id: str
+    uid: str
+    fpu: Fpu
+    home_cpu: int
+    #: The vCPU whose KVM_RUN it is in.
+    vcpu: Vcpu | None = None
+
+
+@dataclass(slots=True, eq=False)
+class VmRecord:
+    """A VM and what is in it."""
+
+    id: str
+    uid: str
+    profile: str
+    kernel_rules: str
+    allocation_policy: str
+    platform: Platform
+    kvm: KvmVm
+    owner_pid: int
+    owner_name: str
+    labels: dict[str, str]
+    revision: int
+    cpuid_dump: str = ""
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"vms/{self.id}"
+
+
+@dataclass(slots=True, eq=False)
+class VcpuSide:
+    """What the agent keeps beside a vCPU, made when a session first asks for it."""
+
+    uid: str
+    task: str = ""
+    session: SessionRecord | None = None
+    next_seq: int = 1
+    #: Outcomes by number, kept until received; the newest may be pending.
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    exit: ExitRecord | None = None
+
+
+@dataclass(slots=True, eq=False)
+class SessionRecord:
+    """A guest agent's session. ``expires_ns`` is on the host's clock."""
+
+    id: str
+    epoch: int
+    client_name: str
+    lease_ns: int
+    expires_ns: int
+    explicit: bool
+    vcpus: dict[str, Vcpu] = field(default_factory=dict)
+    directives: dict[int, Directive] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"sessions/{self.id}"
+
+
+@dataclass(slots=True, eq=False)
+class ControlRecord:
+    """A controller's hold on a scope ("" is the host)."""
+
+    id: str
+    scope: str
+    epoch: int
+    controller: str
+    lease_ns: int
+    expires_ns: int
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"controls/{self.id}"
+
+
+@dataclass(slots=True, eq=False)
+class HostState:
+    """Everything the agent knows."""
+
+    config: HostConfig
+    now_ns: int = 0
+    revision: int = 0
+    serial: int = 0
+    epoch: int = 0
+    draining: bool = False
+    allocator: Allocator = field(default_factory=Allocator)
+    platforms: dict[tuple[str, str], Platform] = field(default_factory=dict)
+    vms: dict[str, VmRecord] = field(default_factory=dict)
+    sessions: dict[str, SessionRecord] = field(default_factory=dict)
+    #: Names of sessions that ended, and whether by expiry: their callers hear which.
+    ended_sessions: dict[str, bool] = field(default_factory=dict)
+    controls: dict[str, ControlRecord] = field(default_factory=dict)
+    exits: dict[str, ExitRecord] = field(default_factory=dict)
+    resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
+    faults: FaultTable = field(default_factory=FaultTable)
+    requests: dict[str, tuple[object, object]] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    permissions: dict[str, PermissionHistory] = field(default_factory=dict)
+    #: Who is acting, for fault points with a scope: resource names.
+    acting_vm: str = ""
+    acting_vcpu: str = ""
+
+    def __post_init__(self) -> None:
+        self.allocator.host.limit_bytes = self.config.byte_limit
+        self.allocator.should_fail = self._should_fail
+
+    def _should_fail(self, point: str, _account: str, size_bytes: int) -> Errno:
+        if not self.faults.armed:
+            return Errno.OK
+        errno = self.faults.should_fail(point, self.acting_vm, self.acting_vcpu, size_bytes)
+        return Errno.ENOMEM if errno else Errno.OK
+
+    def act_for(self, vm: str, vcpu: str = "") -> None:
+        """Say on whose behalf the next operations are."""
+        self.acting_vm, self.acting_vcpu = vm, vcpu
+
+    def next_id(self, kind: str) -> str:
+        """Return an id nobody had before, on this boot or another: made of the boot id and a counter."""
+        self.serial += 1
+        digest = hashlib.sha256(f"{self.config.boot_id}/{kind}/{self.serial}".encode()).hexdigest()
+        return f"{kind}-{digest[:12]}"
+
+    def next_epoch(self) -> int:
+        """Return a fencing token higher than any before."""
+        self.epoch += 1
+        return self.epoch
+
+    # -- look-ups: the resource, or a refusal that names it ------------------------------------------------------------
+
+    def vm(self, name: str) -> VmRecord:
+        """``vms/{vm}``."""
+        found = self.vms.get(name)
+        if found is None:
+            raise Refused(Reason.VM_NOT_FOUND, f"there is no VM {name!r}", vm=name)
+        return found
+
+    def vcpu(self, name: str) -> Vcpu:
+        """``vms/{vm}/vcpus/{index}``."""
+        vm_name, _, index = name.partition("/vcpus/")
+        vm = self.vms.get(vm_name)
+        found = vm.kvm.vcpus.get(int(index)) if vm is not None and index.isdecimal() else None
+        if found is None:
+            raise Refused(Reason.VCPU_NOT_FOUND, f"there is no vCPU {name!r}", vcpu=name)
+        return found
+
+    def task(self, name: str) -> tuple[VmRecord, TaskRecord]:
+        """``vms/{vm}/tasks/{task}``."""
+        vm_name, _, task_id = name.partition("/tasks/")
+        vm = self.vms.get(vm_name)
+        found = vm.tasks.get(task_id) if vm is not None else None
+        if vm is None or found is None:
+            raise Refused(Reason.TASK_NOT_FOUND, f"there is no task {name!r}", task=name)
+        return vm, found
+
+    def session(self, name: str, epoch: int) -> SessionRecord:
+        """``sessions/{id}``, if ``epoch`` is its own and its lease runs."""
+        found = self.sessions.get(name)
+        if found is None:
+            reason = Reason.SESSION_EXPIRED if self.ended_sessions.get(name) else Reason.SESSION_NOT_FOUND
+            text = "has expired" if reason is Reason.SESSION_EXPIRED else "does not exist, or was closed"
+            raise Refused(reason, f"session {name!r} {text}: open a new one to go on", session=name)
+        if found.epoch != epoch:
+            raise Refused(
+                Reason.SESSION_FENCED,
+                f"epoch {epoch} of {name!r} is not the current one",
+                session=name,
+                epoch=epoch,
+                currentEpoch=found.epoch,
+            )
+        return found
+
+    def side(self, vcpu: Vcpu) -> VcpuSide:
+        """The agent's part of a vCPU, made if it is the first time."""
+        if vcpu.agent is None:
+            vcpu.agent = VcpuSide(uid=self.next_id("vcpu"))
+        assert isinstance(vcpu.agent, VcpuSide)
+        return vcpu.agent
+
+    def vcpu_name(self, vcpu: Vcpu) -> str:
+        """The resource name of a vCPU."""
+        return f"{vcpu.vm.account.name}/vcpus/{vcpu.index}"
+
+    # -- for the invariants --------------------------------------------------------------------------------------------
+
+    def core_views(self) -> list[CoreView]:
+        """One view per platform, for the checker. The host's account is shared, so the first view has every owner."""
+        views = []
+        for platform in self.platforms.values():
+            vms = [vm for vm in self.vms.values() if vm.platform is platform]
+            views.append(
+                CoreView(
+                    host=platform.host,
+                    cpus=platform.cpus,
+                    fpus=[task.fpu for vm in vms for task in vm.tasks.values()],
+                    guests=[(vcpu.guest, vm.kvm.account) for vm in vms for vcpu in vm.kvm.vcpus.values()],
+                    accounts=[vm.kvm.account for vm in vms],
+                )
+            )
+        return views
+
+    def platform_config(self, vm: VmRecord) -> FpuConfig:
+        """The boot configuration of the processor a VM runs on."""
+        return vm.platform.host.config
+
+
+def vm_account(state: HostState, vm_id: str, byte_limit: int | None) -> Account:
+    """The ledger line of a VM, under the host's."""
+    account = Account(f"vms/{vm_id}", parent=state.allocator.host)
+    account.set_limit(byte_limit)
+    return account

@@ -1,0 +1,215 @@
+"""Host tasks: the VMM's threads. Who runs on which modelled CPU, and who is in KVM_RUN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fpu_core.cpu import Vector
+from fpu_core.fpu import Fpu
+from fpu_core.realloc import Reallocated
+from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, switch_to
+from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
+from fpu_core.xfeature import XFEATURE_SSE
+from host_agent.commands import (
+    CloneTask,
+    CreateTask,
+    ExecTask,
+    ExitTask,
+    KernelFpu,
+    PreemptTask,
+    ScheduleTask,
+    UseFeature,
+)
+from host_agent.errors import Reason, Refused, invalid
+from host_agent.events import Growth
+from host_agent.ids import check_id
+from host_agent.kvm.run import vcpu_enter, vcpu_leave
+from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import HostState, TaskRecord, VmRecord
+
+#: What a kernel_fpu section leaves in the XMM registers, to be found by nobody.
+_KERNEL_BYTES = bytes([0xA5]) * 256
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureUse:
+    """What became of a task's use of a feature: ``signal`` is empty if it worked, else SIGILL, SIGSEGV or a vector."""
+
+    signal: str
+    growth: Growth | None
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def run_on_cpu(vm: VmRecord, task: TaskRecord) -> None:
+    """Make sure the task runs, on its home CPU; whoever was there is preempted."""
+    if task.fpu.cpu is None:
+        switch_to(vm.platform.cpus[task.home_cpu], task.fpu)
+
+
+def enter_guest(state: HostState, vm: VmRecord, vcpu: Vcpu, task: TaskRecord) -> None:
+    """KVM_RUN on ``task``; a thread is in one KVM_RUN at a time."""
+    if task.vcpu is not None:
+        raise Refused(
+            Reason.TASK_BUSY,
+            f"task {task.id!r} runs vCPU {task.vcpu.index}",
+            task=f"{vm.name}/tasks/{task.id}",
+            vcpu=state.vcpu_name(task.vcpu),
+        )
+    run_on_cpu(vm, task)
+    vcpu_enter(vcpu, task.fpu)
+    task.vcpu = vcpu
+
+
+def leave_guest(vm: VmRecord, vcpu: Vcpu) -> None:
+    """KVM_RUN returns, with nothing requested."""
+    task = runner(vm, vcpu)
+    run_on_cpu(vm, task)
+    vcpu_leave(vcpu)
+    task.vcpu = None
+
+
+def runner(vm: VmRecord, vcpu: Vcpu) -> TaskRecord:
+    """The task in whose KVM_RUN ``vcpu`` is."""
+    assert vcpu.fpu is not None
+    return vm.tasks[vcpu.fpu.name.rpartition("/")[2]]
+
+
+# -- life --------------------------------------------------------------------------------------------------------------
+
+
+def add_task(state: HostState, vm: VmRecord, task_id: str, fpu: Fpu) -> TaskRecord:
+    """Enter a task into the VM's books; its home CPU goes round."""
+    if len(vm.tasks) >= state.config.max_tasks_per_vm:
+        raise Refused(Reason.LIMIT_REACHED, f"{vm.name} has {len(vm.tasks)} tasks", limit="max_tasks_per_vm")
+    home_cpu = len(vm.tasks) % len(vm.platform.cpus)
+    task = TaskRecord(task_id, state.next_id("task"), fpu, home_cpu)
+    if fpu.cpu is None:
+        fpu.need_load = True  # a task that has not run yet has its init state in memory
+    vm.tasks[task_id] = task
+    return task
+
+
+def create_task(state: HostState, command: CreateTask) -> tuple[VmRecord, TaskRecord]:
+    """A new thread of the VM's process, cloned from its main thread."""
+    vm = state.vm(command.vm)
+    return vm, thread_of(state, vm, command.task_id)
+
+
+def thread_of(state: HostState, vm: VmRecord, task_id: str) -> TaskRecord:
+    """A thread that starts with init registers: nothing of the main thread's is handed down."""
+    _check_new_task(vm, task_id)
+    fpu = Fpu(vm.platform.host, f"{vm.name}/tasks/{task_id}", account=vm.kvm.account, leader=vm.kvm.leader)
+    return add_task(state, vm, task_id, fpu)
+
+
+def _check_new_task(vm: VmRecord, task_id: str) -> None:
+    check_id("task_id", task_id)
+    if task_id in vm.tasks:
+        raise Refused(Reason.TASK_EXISTS, f"task {task_id!r} exists", task=f"{vm.name}/tasks/{task_id}")
+
+
+def clone(state: HostState, command: CloneTask) -> tuple[VmRecord, TaskRecord]:
+    """clone(2): the child starts with the parent's registers, dynamic state in its init state."""
+    vm, parent = state.task(command.task)
+    _check_new_task(vm, command.task_id)
+    _outside(vm, parent)
+    run_on_cpu(vm, parent)
+    fpu = clone_task(parent.fpu, f"{vm.name}/tasks/{command.task_id}", thread=command.thread)
+    return vm, add_task(state, vm, command.task_id, fpu)
+
+
+def execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
+    """execve(2)."""
+    vm, task = state.task(command.task)
+    _outside(vm, task)
+    exec_task(task.fpu)
+    state.permissions[vm.name].forget(task.fpu)
+    return vm, task
+
+
+def exit_one(state: HostState, command: ExitTask) -> None:
+    """The task ends. The main thread ends with its VM only."""
+    vm, task = state.task(command.task)
+    if task.fpu is vm.kvm.leader:
+        raise invalid("name", "a task other than main, which holds the VM's permissions", task.id)
+    _outside(vm, task)
+    end_task(state, vm, task)
+
+
+def end_task(state: HostState, vm: VmRecord, task: TaskRecord) -> None:
+    """Take the task off its CPU and give its memory back."""
+    exit_task(task.fpu)
+    for cpu in vm.platform.cpus:
+        if cpu.owner is task.fpu:
+            cpu.owner = None
+    del vm.tasks[task.id]
+    if vm.name in state.permissions:
+        state.permissions[vm.name].forget(task.fpu)
+
+
+def schedule(state: HostState, command: ScheduleTask) -> tuple[VmRecord, TaskRecord]:
+    """The task runs on ``cpu`` from now on, and there now."""
+    vm, task = state.task(command.task)
+    move_to_cpu(vm, task, command.cpu)
+    return vm, task
+
+
+def move_to_cpu(vm: VmRecord, task: TaskRecord, cpu: int) -> None:
+    """Migrate the task; what was in the registers goes by way of memory."""
+    if not 0 <= cpu < len(vm.platform.cpus):
+        raise invalid("cpu", f"0..{len(vm.platform.cpus) - 1}", cpu)
+    task.home_cpu = cpu
+    switch_to(vm.platform.cpus[cpu], task.fpu)
+
+
+def preempt(state: HostState, command: PreemptTask) -> tuple[VmRecord, TaskRecord]:
+    """The task loses its CPU, wherever it is in its own code or in KVM_RUN."""
+    vm, task = state.task(command.task)
+    cpu = task.fpu.cpu
+    if cpu is None:
+        raise Refused(Reason.TASK_NOT_RUNNING, f"task {task.id!r} is on no CPU", task=command.task)
+    switch_to(cpu, None)
+    return vm, task
+
+
+def use(state: HostState, command: UseFeature) -> FeatureUse:
+    """User code uses a feature: #NM grows the task's own container, or ends in a signal."""
+    vm, task = state.task(command.task)
+    _outside(vm, task)
+    config = state.platform_config(vm)
+    if not config.user.max_features >> command.feature & 1:
+        raise invalid("feature", f"a bit of {config.user.max_features:#x}", command.feature)
+    run_on_cpu(vm, task)
+    result = use_feature(task.fpu, command.feature, command.offset, command.data)
+    match result:
+        case Reallocated():
+            return FeatureUse("", Growth(result.old_size_bytes, result.new_size_bytes, result.xfeatures))
+        case Signal():
+            return FeatureUse(result.value, None)
+        case Vector():
+            return FeatureUse(f"#{result.name}", None)
+        case None:
+            return FeatureUse("", None)
+
+
+def kernel_fpu(state: HostState, command: KernelFpu) -> tuple[VmRecord, TaskRecord]:
+    """The kernel uses the FPU on the CPU where the task runs: one section, which nothing can interrupt.
+
+    It leaves its own bytes in the registers. They are nobody's, and the task's come back before it goes on.
+    """
+    vm, task = state.task(command.task)
+    run_on_cpu(vm, task)
+    cpu = task.fpu.cpu
+    assert cpu is not None
+    kernel_fpu_begin(cpu)
+    cpu.write_register(XFEATURE_SSE, 0, _KERNEL_BYTES)
+    kernel_fpu_end(cpu)
+    return vm, task
+
+
+def _outside(vm: VmRecord, task: TaskRecord) -> None:
+    if task.vcpu is not None:
+        text = f"task {task.id!r} is in KVM_RUN of vCPU {task.vcpu.index}"
+        raise Refused(Reason.TASK_BUSY, text, task=f"{vm.name}/tasks/{task.id}")

@@ -1,0 +1,41 @@
+"""What time does by itself: leases run out, delays end, deadlines pass. In one fixed order, so that a log replays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from host_agent.decisions import deadline_passed, retry
+from host_agent.exits import ExitState
+from host_agent.sessions import end_session
+from host_agent.state import HostState
+
+
+def next_deadline_ns(state: HostState) -> int | None:
+    """The earliest moment at which something is due; None where nothing ever is."""
+    return min(_deadlines(state), default=None)
+
+
+def _deadlines(state: HostState) -> Iterator[int]:
+    for session in state.sessions.values():
+        yield session.expires_ns
+    for control in state.controls.values():
+        yield control.expires_ns
+    for record in state.exits.values():
+        if record.retry_ns is not None:
+            yield record.retry_ns
+        elif record.expires_ns is not None:
+            yield record.expires_ns
+
+
+def due(state: HostState) -> None:
+    """Let everything that is due happen: sessions first, then controls, then exits, each in the order it was made."""
+    now_ns = state.now_ns
+    for session in [each for each in state.sessions.values() if each.expires_ns <= now_ns]:
+        end_session(state, session, expired=True)
+    for control in [each for each in state.controls.values() if each.expires_ns <= now_ns]:
+        del state.controls[control.name]
+    for record in list(state.exits.values()):
+        if record.retry_ns is not None and record.retry_ns <= now_ns:
+            retry(state, state.vcpu(record.vcpu), record)
+        elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:
+            deadline_passed(state, record)

@@ -1,0 +1,180 @@
+"""VMs: create, change, permissions, CPUID, reset, delete."""
+
+from __future__ import annotations
+
+from fpu_core.config import boot
+from fpu_core.cpu import Cpu
+from fpu_core.cpuid import builtin_profile, parse_cpuid_dump
+from fpu_core.errors import Errno, FieldError
+from fpu_core.fpu import Fpu, FpuHost
+from fpu_core.invariants import PermissionHistory
+from fpu_core.permission import get_permitted, request_permission
+from fpu_core.rules import KERNEL_RULES
+from host_agent.commands import CreateVm, DeleteVm, RequestPermission, ResetVm, SetCpuid, UpdateVm
+from host_agent.directives import finish_pending, issue_directive
+from host_agent.errors import Reason, Refused, invalid
+from host_agent.events import GoneOutcome
+from host_agent.exit_desk import cancel_exit
+from host_agent.ids import check_id
+from host_agent.kvm.lifecycle import VcpuState
+from host_agent.kvm.policy import allocation_policy
+from host_agent.kvm.vcpu import KvmVm, guest_supported_xcr0, reset_vcpu
+from host_agent.state import HostState, Platform, VmRecord, vm_account
+from host_agent.tasks import add_task, end_task, leave_guest
+from host_agent.vcpus import remove_vcpu
+
+
+def create_vm(state: HostState, command: CreateVm) -> VmRecord:
+    """Make a VM with its main thread. The processor is a built-in profile or a dump, never both."""
+    check_id("vm_id", command.vm_id)
+    name = f"vms/{command.vm_id}"
+    if name in state.vms:
+        raise Refused(Reason.VM_EXISTS, f"VM {name!r} exists", vm=name)
+    if state.draining:
+        raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new VM")
+    if len(state.vms) >= state.config.max_vms:
+        raise Refused(Reason.LIMIT_REACHED, f"the host has {len(state.vms)} VMs, its limit", limit="max_vms")
+    if command.byte_limit is not None and command.byte_limit < 0:
+        raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
+    execute_write = allocation_policy(command.allocation_policy)
+    platform = _platform(state, command)
+    account = vm_account(state, command.vm_id, command.byte_limit)
+    leader = Fpu(platform.host, f"{name}/tasks/main", account=account)
+    vm = VmRecord(
+        id=command.vm_id,
+        uid=state.next_id("vm"),
+        profile=command.profile or ("" if command.cpuid_dump else state.config.default_profile),
+        kernel_rules=platform.host.config.rules.name,
+        allocation_policy=command.allocation_policy,
+        platform=platform,
+        kvm=KvmVm(platform.host, account, leader, execute_write),
+        owner_pid=command.owner_pid,
+        owner_name=command.owner_name,
+        labels=dict(command.labels),
+        revision=state.revision,
+        cpuid_dump=command.cpuid_dump,
+    )
+    state.vms[name] = vm
+    rules = platform.host.config.rules
+    state.permissions[name] = PermissionHistory(rules.perm_loses_supervisor, rules.user_supported)
+    add_task(state, vm, "main", leader)
+    return vm
+
+
+def _platform(state: HostState, command: CreateVm) -> Platform:
+    """The processor and kernel of a VM; VMs with the same share its CPUs."""
+    if command.profile and command.cpuid_dump:
+        raise invalid("vm.cpuid_dump", "nothing where profile is set", "both")
+    rules_name = command.kernel_rules or state.config.default_kernel_rules
+    if rules_name not in KERNEL_RULES:
+        raise invalid("vm.kernel_rules", f"one of {', '.join(KERNEL_RULES)}", rules_name)
+    source = command.cpuid_dump or command.profile or state.config.default_profile
+    found = state.platforms.get((source, rules_name))
+    if found is not None:
+        return found
+    try:
+        dump = command.cpuid_dump
+        profile = parse_cpuid_dump(dump, name="dump") if dump else builtin_profile(source)
+    except FieldError as error:
+        field = "vm.cpuid_dump" if command.cpuid_dump else "vm.profile"
+        raise invalid(field, error.expected, error.got) from error
+    host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator)
+    platform = Platform(host, [Cpu(nr, host.config) for nr in range(state.config.cpus)])
+    state.platforms[source, rules_name] = platform
+    return platform
+
+
+def update_vm(state: HostState, command: UpdateVm) -> VmRecord:
+    """Change the named fields, all or none."""
+    vm = state.vm(command.vm)
+    unknown = [field for field in command.fields if field not in ("byte_limit", "labels")]
+    if unknown or not command.fields:
+        raise invalid("update_mask", "paths out of: byte_limit, labels", ",".join(command.fields))
+    if command.etag and command.etag != vm_etag(vm):
+        raise Refused(Reason.ETAG_MISMATCH, f"{vm.name} has changed", vm=vm.name, etag=vm_etag(vm))
+    if "byte_limit" in command.fields:
+        if command.byte_limit is not None and command.byte_limit < 0:
+            raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
+        vm.kvm.account.set_limit(command.byte_limit)
+    if "labels" in command.fields:
+        vm.labels = dict(command.labels)
+    vm.revision = state.revision
+    return vm
+
+
+def vm_etag(vm: VmRecord) -> str:
+    """Changes whenever the VM's own fields do."""
+    return f'"{vm.revision}"'
+
+
+def delete_vm(state: HostState, command: DeleteVm) -> None:
+    """Stop and remove every vCPU, end every task, give all memory back."""
+    vm = state.vm(command.vm)
+    for vcpu in list(vm.kvm.vcpus.values()):
+        remove_vcpu(state, vcpu, "the VM was deleted")
+    for task in list(vm.tasks.values()):
+        end_task(state, vm, task)
+    del state.vms[vm.name]
+    state.permissions.pop(vm.name, None)
+
+
+def reset_vm(state: HostState, command: ResetVm) -> VmRecord:
+    """RESET every vCPU: XCR0 = 1, XFD = 0, registers in init state; containers keep their size."""
+    vm = state.vm(command.vm)
+    reset_vcpus(state, vm, "the VM was reset")
+    return vm
+
+
+def reset_vcpus(state: HostState, vm: VmRecord, why: str) -> None:
+    """RESET what can be: a broken vCPU stays broken."""
+    for vcpu in vm.kvm.vcpus.values():
+        if vcpu.state is VcpuState.BROKEN:
+            continue
+        directive = issue_directive(state, vcpu, "RESET", why)
+        cancel_exit(state, vcpu, directive, why)
+        if vcpu.state is VcpuState.ENTERED:
+            leave_guest(vm, vcpu)
+        if vcpu.agent is not None:
+            finish_pending(state, vcpu, GoneOutcome(directive))
+        reset_vcpu(vcpu)
+    vm.revision = state.revision
+
+
+def request_vm_permission(state: HostState, command: RequestPermission) -> int:
+    """arch_prctl of the VM's process; returns what is permitted afterwards, refuses with the kernel's errno."""
+    vm = state.vm(command.vm)
+    errno = request_permission(vm.kvm.leader, command.feature, guest=command.guest)
+    if errno is not Errno.OK:
+        raise kvm_errno(errno, f"arch_prctl for feature {command.feature}")
+    vm.revision = state.revision
+    return get_permitted(vm.kvm.leader, guest=command.guest)
+
+
+def kvm_errno(errno: Errno, what: str) -> Refused:
+    """A refusal that is the kernel's own: its errno is in the metadata."""
+    return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, operation=what)
+
+
+def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
+    """Give the guests their CPUID.0xD.0 mask. After a vCPU has run another one is EINVAL.
+
+    Under ``on_swap`` nothing is allocated here and no permission is asked for: that is the swap's business.
+    """
+    vm = state.vm(command.vm)
+    unsupported = command.xcr0_mask & ~vm.kvm.supported_xcr0
+    if unsupported:
+        raise invalid("xcr0_mask", f"a subset of {vm.kvm.supported_xcr0:#x}", hex(command.xcr0_mask))
+    has_run = any(vcpu.agent is not None and state.side(vcpu).next_seq > 1 for vcpu in vm.kvm.vcpus.values())
+    if has_run and vm.kvm.cpuid_xcr0 != command.xcr0_mask:
+        raise kvm_errno(Errno.EINVAL, "KVM_SET_CPUID2 after a vCPU has run")
+    vm.kvm.cpuid_xcr0 = command.xcr0_mask
+    for vcpu in vm.kvm.vcpus.values():
+        vcpu.guest_supported_xcr0 = guest_supported_xcr0(vm.kvm)
+    vm.revision = state.revision
+    return vm
+
+
+def required_size(state: HostState, name: str) -> int:
+    """KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2): the larger of 4,096 and the standard size of what is permitted, in bytes."""
+    vm = state.vm(name)
+    return max(4096, vm.platform.host.config.user_size(vm.kvm.permitted_xcr0))
