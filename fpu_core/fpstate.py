@@ -29,23 +29,16 @@ FPSTATE_HEADER_BYTES: Final = 64
 _U64: Final = struct.Struct("<Q")
 
 
-class Fpstate:
+class _SwapFields:
+    """What every swap looks at. A base class, because its slots come first: one cache line holds them all."""
+
+    __slots__ = ("in_use", "is_confidential", "xfd", "xstate_bv")
+
+
+class Fpstate(_SwapFields):
     """The container. All sizes in bytes, all masks unsigned 64-bit xfeature masks."""
 
-    __slots__ = (
-        "in_use",
-        "is_confidential",
-        "is_guest",
-        "is_valloc",
-        "regs",
-        "size",
-        "user_size",
-        "user_xfeatures",
-        "xcomp_bv",
-        "xfd",
-        "xfeatures",
-        "xstate_bv",
-    )
+    __slots__ = ("is_guest", "is_valloc", "regs", "size", "user_size", "user_xfeatures", "xcomp_bv", "xfeatures")
 
     def __init__(
         self, *, regs: bytearray, size: int, user_size: int, xfeatures: int, user_xfeatures: int, xfd: int

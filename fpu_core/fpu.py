@@ -112,10 +112,16 @@ class ReallocRequest:
     xfd: int
 
 
-class FpuGuest:
+class _GuestSwapFields:
+    """What every swap looks at; first, as in ``Fpstate``."""
+
+    __slots__ = ("fpstate", "realloc_request")
+
+
+class FpuGuest(_GuestSwapFields):
     """The guest pseudo FPU of one vCPU (struct fpu_guest)."""
 
-    __slots__ = ("fpstate", "perm", "realloc_request", "uabi_size", "xfd_err", "xfeatures")
+    __slots__ = ("perm", "uabi_size", "xfd_err", "xfeatures")
 
     def __init__(self) -> None:
         #: The container; None before alloc and after free.

@@ -67,7 +67,7 @@ def for_each_set_bit(mask: int) -> Iterator[int]:
 
 
 def format_mask(mask: int) -> str:
-    """Return ``mask`` as a reader likes it: ``XTILE_CFG|XTILE_DATA``, ``0`` for none, ``bit40`` for one without a name."""
+    """Return ``mask`` as a reader likes it: ``XTILE_CFG|XTILE_DATA``, ``0`` for none, ``bit40`` where nameless."""
     return "|".join(XFEATURE_NAMES.get(nr, f"bit{nr}") for nr in for_each_set_bit(mask)) or "0"
 
 

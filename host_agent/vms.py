@@ -18,7 +18,7 @@ from host_agent.exit_desk import cancel_exit
 from host_agent.ids import check_id
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.policy import allocation_policy
-from host_agent.kvm.vcpu import KvmVm, guest_supported_xcr0, reset_vcpu
+from host_agent.kvm.vcpu import KvmVm, reset_vcpu
 from host_agent.state import HostState, Platform, VmRecord, vm_account
 from host_agent.tasks import add_task, end_task, leave_guest
 from host_agent.vcpus import remove_vcpu
@@ -167,9 +167,7 @@ def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
     has_run = any(vcpu.agent is not None and state.side(vcpu).next_seq > 1 for vcpu in vm.kvm.vcpus.values())
     if has_run and vm.kvm.cpuid_xcr0 != command.xcr0_mask:
         raise kvm_errno(Errno.EINVAL, "KVM_SET_CPUID2 after a vCPU has run")
-    vm.kvm.cpuid_xcr0 = command.xcr0_mask
-    for vcpu in vm.kvm.vcpus.values():
-        vcpu.guest_supported_xcr0 = guest_supported_xcr0(vm.kvm)
+    vm.kvm.set_cpuid(command.xcr0_mask)
     vm.revision = state.revision
     return vm
 

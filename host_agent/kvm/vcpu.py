@@ -59,6 +59,19 @@ class KvmVm:
     #: CPUID.0xD.0 EDX:EAX as given to the guests; None until set, then what the host supports is given.
     cpuid_xcr0: int | None = None
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
+    #: What a guest may enable by its CPUID: one int that every vCPU of the VM shares.
+    guest_supported_xcr0: int = 0
+
+    def __post_init__(self) -> None:
+        self.set_cpuid(self.cpuid_xcr0)
+
+    def set_cpuid(self, xcr0_mask: int | None) -> None:
+        """KVM_SET_CPUID2 for every vCPU: CPUID.0xD.0 EDX:EAX, None for all the host supports."""
+        self.cpuid_xcr0 = xcr0_mask
+        supported = self.supported_xcr0
+        self.guest_supported_xcr0 = supported if xcr0_mask is None else supported & xcr0_mask
+        for vcpu in self.vcpus.values():
+            vcpu.guest_supported_xcr0 = self.guest_supported_xcr0
 
     @property
     def supported_xcr0(self) -> int:
@@ -80,7 +93,6 @@ class Vcpu:
 
     __slots__ = (
         "agent",
-        "confidential",
         "fpu",
         "guest",
         "guest_supported_xcr0",
@@ -103,13 +115,12 @@ class Vcpu:
         self.state = VcpuState.OUTSIDE
         self.xcr0 = XFEATURE_MASK_FP
         #: What the guest's CPUID lets it put into XCR0, bit 0 aside.
-        self.guest_supported_xcr0 = guest_supported_xcr0(vm)
+        self.guest_supported_xcr0 = vm.guest_supported_xcr0
         self.pkru = 0
         #: #NM exits are taken: from the first non-zero XFD on.
         self.nm_intercept = False
         #: XFD is written by the guest without an exit; what it wrote shows at the next one.
         self.xfd_passthrough = False
-        self.confidential = False
         #: Counts resets: a stale answer to an earlier life is recognised by it.
         self.incarnation = 1
         #: What the process around KVM keeps about this vCPU. KVM never looks at it.
@@ -138,18 +149,13 @@ class Vcpu:
         return f"<Vcpu {self.index} {self.state.name} {self.guest.fpstate} request={self.guest.realloc_request}>"
 
 
-def guest_supported_xcr0(vm: KvmVm) -> int:
-    """What a guest of ``vm`` may enable: its CPUID's mask, or all the host supports where none was set."""
-    return vm.supported_xcr0 & (vm.cpuid_xcr0 if vm.cpuid_xcr0 is not None else vm.supported_xcr0)
-
-
 def create_vcpu(vm: KvmVm, index: int, *, confidential: bool = False) -> Vcpu | AllocFailure:
     """KVM_CREATE_VCPU: allocate the default container and lock guest permissions. ENOMEM leaves nothing behind."""
     vcpu = Vcpu(vm, index)
     failure = alloc_guest_fpstate(vm.leader, vcpu.guest)
     if failure is not None:
         return failure
-    vcpu.confidential = vcpu.fpstate.is_confidential = confidential
+    vcpu.fpstate.is_confidential = confidential
     vm.vcpus[index] = vcpu
     return vcpu
 

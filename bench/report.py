@@ -1,0 +1,70 @@
+"""A row of the table, and the two ways it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. ``reference`` is the floor it is held against, ``ratio`` is value / reference; None where none is.
+
+    ``goal`` says in words what ``ok`` was decided by.
+    """
+
+    name: str
+    unit: str
+    value: float
+    reference: float | None
+    ratio: float | None
+    goal: str
+    ok: bool
+    note: str = ""
+
+
+def counted(name: str, unit: str, value: float, *, at_most: float, note: str = "") -> Row:
+    """A figure that is counted, with the most it may be."""
+    return Row(name, unit, value, None, None, f"<= {at_most:,.6g}", value <= at_most, note)
+
+
+def paired(name: str, unit: str, value: float, reference: float, *, at_least: float, note: str = "") -> Row:
+    """A rate beside its floor's, with the least their ratio may be."""
+    ratio = value / reference
+    return Row(name, unit, value, reference, ratio, f"ratio >= {at_least:.3g}", ratio >= at_least, note)
+
+
+def write_json(rows: Iterable[Row], path: Path) -> None:
+    """Write the rows as a JSON list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def print_table(rows: Iterable[Row]) -> None:
+    """Print the rows for a person."""
+    table = Table(title="bench", title_justify="left")
+    for heading in ("row", "value", "unit", "reference", "ratio", "goal", ""):
+        table.add_column(heading, justify="right" if heading in ("value", "reference", "ratio") else "left")
+    notes = []
+    for row in rows:
+        reference = _figure(row.reference) if row.reference is not None else ""
+        ratio = f"{row.ratio:.3g}" if row.ratio is not None else ""
+        mark = "ok" if row.ok else "short"
+        table.add_row(row.name, _figure(row.value), row.unit, reference, ratio, row.goal, mark)
+        if row.note:
+            notes.append(f"{row.name}: {row.note}")
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to fit into
+        console = Console(width=150)
+    console.print(table)
+    for note in notes:
+        console.print(f"  {note}", highlight=False)
