@@ -11,6 +11,7 @@ from typing import Any
 
 from fpu_core.errors import CoreBug, FieldError
 from fpu_core.invariants import check_core
+from fpu_core.trace import CoreTracer
 from host_agent import commands as c
 from host_agent import control, decisions, faults, sessions, tasks, vcpus, vms
 from host_agent.digest import digest
@@ -73,8 +74,8 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
 class HostMachine:
     """One host. ``apply`` is the only way in."""
 
-    def __init__(self, config: HostConfig) -> None:
-        self.state = HostState(config)
+    def __init__(self, config: HostConfig, *, tracer: CoreTracer | None = None) -> None:
+        self.state = HostState(config, tracer=tracer)
         #: Called after each command with (now_ns, command, reply or Refused): where a log is written.
         self.on_applied: Callable[[int, c.Command, object], None] | None = None
 

@@ -12,6 +12,7 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import Errno
 from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.invariants import CoreView, PermissionHistory
+from fpu_core.trace import CoreTracer
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
@@ -165,6 +166,8 @@ class HostState:
     requests: dict[str, tuple[object, object]] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     permissions: dict[str, PermissionHistory] = field(default_factory=dict)
+    #: Hears every hardware operation and allocation; None on a host nobody watches.
+    tracer: CoreTracer | None = None
     #: Who is acting, for fault points with a scope: resource names.
     acting_vm: str = ""
     acting_vcpu: str = ""

@@ -78,8 +78,8 @@ def _platform(state: HostState, command: CreateVm) -> Platform:
     except FieldError as error:
         field = "vm.cpuid_dump" if command.cpuid_dump else "vm.profile"
         raise invalid(field, error.expected, error.got) from error
-    host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator)
-    platform = Platform(host, [Cpu(nr, host.config) for nr in range(state.config.cpus)])
+    host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator, state.tracer)
+    platform = Platform(host, [Cpu(nr, host.config, state.tracer) for nr in range(state.config.cpus)])
     state.platforms[source, rules_name] = platform
     return platform
 
