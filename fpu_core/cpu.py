@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fpu_core.config import FpuConfig
-from fpu_core.errors import FieldError, core_assert
+from fpu_core.errors import FieldError
 from fpu_core.fpstate import FCW_INIT, MXCSR_INIT
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.tile import INIT_TILE_CONFIG, TILE_BYTES, TileConfig, TileOp, load_tile, parse_tilecfg
@@ -64,12 +64,12 @@ class Cpu:
         "counters",
         "cr0_ts",
         "current",
+        "eager",
         "in_kernel_fpu",
         "mxcsr",
         "nr",
         "owner",
         "regs",
-        "traced",
         "tracer",
         "xcr0",
         "xfd",
@@ -83,7 +83,9 @@ class Cpu:
         self.nr = nr
         self.config = config
         self.tracer = tracer
-        self.traced = tracer is not None
+        #: No save and no restore is elided: somebody listens, or the host's images are in the standard format, where
+        #: MXCSR is kept outside XSTATE_BV and so may have to be loaded from an image that says all is in init state.
+        self.eager = tracer is not None or not config.compacted
         #: XCR0 and XSS as the kernel programs them at boot; a guest's own XCR0 is loaded around its window.
         self.xcr0 = config.user.max_features
         self.xss = (config.kernel.max_features & ~config.user.max_features) | config.independent_features
@@ -254,9 +256,8 @@ class Cpu:
     def _tile_config(self) -> TileConfig:
         if not self.xinuse >> XFEATURE_XTILE_CFG & 1:
             return INIT_TILE_CONFIG
-        config = parse_tilecfg(self.read_register(XFEATURE_XTILE_CFG))
-        core_assert(config is not None, "TILECFG in the register is one LDTILECFG accepted")
-        return config or INIT_TILE_CONFIG
+        # XRSTOR loads what LDTILECFG would refuse (an image comes from userspace): no tile is configured by it.
+        return parse_tilecfg(self.read_register(XFEATURE_XTILE_CFG)) or INIT_TILE_CONFIG
 
     # -- for readers -------------------------------------------------------------------------------------------------
 

@@ -72,14 +72,27 @@ def update_guest_xfd(fpu: Fpu | None, guest: FpuGuest, xfd: int) -> None:
     """
     fpstate = guest_container(guest)
     live = fpstate.in_use and fpu is not None and not fpu.need_load
-    if not live:
+    if not live and fpstate.xstate_bv & xfd:
         fpstate.xstate_bv &= ~xfd
+        if fpstate.in_use and fpu is not None:
+            fpu.last_cpu = -1  # the image has changed, so no CPU's registers hold it any more (bug B4's rule)
     fpstate.xfd = xfd
     if fpstate.in_use:
         core_assert(fpu is not None and fpu.fpstate is fpstate, f"{fpstate} is in use, but not by {fpu}")
         assert fpu is not None
         if fpu.cpu is not None:
-            fpu.cpu.xfd_update_state(xfd)
+            _write_guest_xfd(fpu, fpu.cpu, xfd)
+
+
+def _write_guest_xfd(fpu: Fpu, cpu: Cpu, xfd: int) -> None:
+    """XFD reaches the register. XFD is part of what makes registers somebody's, so another owner loses them.
+
+    Without that, a task whose registers are still on this CPU would go on under the guest's XFD: with need_load set the
+    lazy restore looks at the owner only.
+    """
+    if cpu.xfd_cache != xfd and cpu.owner is not fpu:
+        cpu.owner = None
+    cpu.xfd_update_state(xfd)
 
 
 def sync_guest_vmexit_xfd_state(cpu: Cpu) -> None:

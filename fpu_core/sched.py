@@ -71,7 +71,8 @@ def write_pkru(cpu: Cpu, pkru: int) -> None:
     """Load PKRU, which no swap and no restore touches: it is switched eagerly with the task and around the guest."""
     if XFEATURE_PKRU in cpu.config.table.components and cpu.config.kernel.max_features & XFEATURE_MASK_PKRU:
         if pkru:
-            cpu.write_register(XFEATURE_PKRU, 0, pkru.to_bytes(4, "little"))
+            # The whole component: bytes 4..7 are reserved, and what an earlier context left there is not this one's.
+            cpu.write_register(XFEATURE_PKRU, 0, pkru.to_bytes(cpu.config.table.size_bytes(XFEATURE_PKRU), "little"))
         else:
             cpu.init_components(XFEATURE_MASK_PKRU)
 

@@ -31,14 +31,14 @@ def swap_in(fpu: Fpu, guest: FpuGuest) -> None:
     if new is None or new.in_use or cpu is None or fpu.task_fpstate is not None or guest.realloc_request is not None:
         raise CoreBug(f"swap-in of {guest} by {fpu}")
     # With need_load the image is the truth already and there is nothing to save: the mail's copy that is not made.
-    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.traced) and not cur.is_confidential:
+    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.eager) and not cur.is_confidential:
         save_fpregs_to_fpstate(fpu)
     fpu.task_fpstate = cur
     fpu.fpstate = new
     new.in_use = True
     if new.is_confidential:
         cpu.xfd_update_state(new.xfd)
-    elif new.xstate_bv or cpu.xinuse or cpu.traced:
+    elif new.xstate_bv or cpu.xinuse or cpu.eager:
         restore_fpregs_from_fpstate(cpu, fpu, new)
     elif new.xfd != cpu.xfd_cache:
         cpu.xfd_set_state(new.xfd)
@@ -60,12 +60,12 @@ def swap_out(fpu: Fpu, guest: FpuGuest) -> SwapResult:
     cpu = fpu.cpu
     if cur is not guest.fpstate or new is None or cpu is None or not cur.in_use:
         raise CoreBug(f"swap-out of {guest} by {fpu}")
-    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.traced) and not cur.is_confidential:
+    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.eager) and not cur.is_confidential:
         save_fpregs_to_fpstate(fpu)
     cur.in_use = False
     fpu.fpstate = new
     fpu.task_fpstate = None
-    if new.xstate_bv or cpu.xinuse or cpu.traced:
+    if new.xstate_bv or cpu.xinuse or cpu.eager:
         restore_fpregs_from_fpstate(cpu, fpu, new)
     elif new.xfd != cpu.xfd_cache:
         cpu.xfd_set_state(new.xfd)

@@ -14,7 +14,7 @@ from fpu_core.errors import Errno, core_assert
 from fpu_core.fpstate import task_fpstate
 from fpu_core.fpu import Fpu, StatePerm
 from fpu_core.realloc import Reallocated, ReallocFailed, realloc_task_fpstate
-from fpu_core.sched import switch_fpu_return
+from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
 from fpu_core.xfeature import XFEATURE_MASK_PASID, XFEATURE_MASK_USER_DYNAMIC
 
 
@@ -28,7 +28,7 @@ class Signal(enum.Enum):
 
 
 def use_feature(fpu: Fpu, feature: int, offset: int, data: bytes) -> Vector | Signal | Reallocated | None:
-    """A task in user mode loads ``data`` into a register of ``feature``.
+    """A task in user mode uses ``feature``, and loads ``data`` into it where there is any.
 
     None if it just worked; ``Reallocated`` if #NM grew the container first; a ``Signal`` if #NM could not be served;
     a ``Vector`` if the processor refused for another reason.
@@ -43,8 +43,9 @@ def use_feature(fpu: Fpu, feature: int, offset: int, data: bytes) -> Vector | Si
         if isinstance(served, Signal):
             return served
         grown = served
+        cpu = running_cpu(fpu)  # the allocation can sleep, so the task may have moved
         fault = cpu.register_fault(feature, cpu.xcr0)  # the instruction is executed again
-    if fault is None:
+    if fault is None and data:
         fault = cpu.write_register(feature, offset, data)
     return fault if fault is not None else grown
 
@@ -79,7 +80,7 @@ def clone_task(parent: Fpu, name: str, *, thread: bool) -> Fpu:
     core_assert(parent.task_fpstate is None, "a task clones in the kernel's own context, not inside KVM_RUN")
     switch_fpu_return(parent)
     child = Fpu(parent.host, name, account=parent.account, leader=parent.leader if thread else None)
-    child.pkru = parent.pkru
+    child.pkru = read_pkru(cpu)
     child.need_load = True
     save_into(cpu, parent, child.fpstate)
     child.fpstate.xstate_bv &= ~XFEATURE_MASK_PASID
@@ -107,6 +108,9 @@ def exec_task(fpu: Fpu) -> None:
     fpu.fpstate = fpu.embedded
     fpu.last_cpu = -1
     fpu.need_load = True
+    fpu.pkru = 0
+    if fpu.cpu is not None:
+        write_pkru(fpu.cpu, 0)
 
 
 def exit_task(fpu: Fpu) -> None:

@@ -43,9 +43,10 @@ class UpdateVm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteVm:
-    """Remove a VM with everything in it; open exits are cancelled."""
+    """Remove a VM. One that still has vCPUs goes with ``force`` only: they stop, their open exits are cancelled."""
 
     vm: str
+    force: bool = False
     request_id: str = ""
 
 
@@ -69,10 +70,11 @@ class RequestPermission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCpuid:
-    """CPUID.0xD.0 EDX:EAX of the guests; refused once a vCPU has run (EINVAL), as KVM does for a change."""
+    """CPUID.0xD.0 EDX:EAX of every guest, or of ``vcpu`` alone; a change after it has run is EINVAL, as in KVM."""
 
     vm: str
     xcr0_mask: int
+    vcpu: str = ""
     request_id: str = ""
 
 
@@ -149,12 +151,16 @@ class PreemptTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseFeature:
-    """User code of the task loads ``data`` at ``offset`` of ``feature``: #NM grows the task's container."""
+    """User code of the task loads ``data`` at ``offset`` of ``feature``, then reads ``length`` bytes there.
+
+    #NM grows the task's container.
+    """
 
     task: str
     feature: int
     offset: int
-    data: bytes
+    data: bytes = b""
+    length: int = 0
     request_id: str = ""
 
 

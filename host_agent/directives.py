@@ -23,13 +23,14 @@ def issue_directive(state: HostState, vcpu: Vcpu, kind: str, reason: str) -> Dir
 def finish_pending(state: HostState, vcpu: Vcpu, kind: OutcomeKind) -> None:
     """Replace the pending outcome of ``vcpu`` by its final one and make it known; nothing to do if none is pending."""
     side = state.side(vcpu)
-    seq = side.next_seq - 1
-    pending = side.outcomes.get(seq)
-    if pending is None or not isinstance(pending.kind, PendingOutcome):
-        return
-    outcome = Outcome(pending.vcpu, seq, kind)
-    side.outcomes[seq] = outcome
-    state.effects.append(OutcomeReady(outcome))
+    # The newest number, or the one before it: INIT takes a number although an event is pending.
+    for seq in (side.next_seq - 1, side.next_seq - 2):
+        pending = side.outcomes.get(seq)
+        if pending is not None and isinstance(pending.kind, PendingOutcome):
+            outcome = Outcome(pending.vcpu, seq, kind)
+            side.outcomes[seq] = outcome
+            state.effects.append(OutcomeReady(outcome))
+            return
 
 
 def gone(directive: Directive) -> GoneOutcome:

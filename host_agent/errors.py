@@ -15,6 +15,7 @@ class Reason(enum.Enum):
     FIELD_INVALID = enum.auto()
     VM_NOT_FOUND = enum.auto()
     VM_EXISTS = enum.auto()
+    VM_NOT_EMPTY = enum.auto()
     VCPU_NOT_FOUND = enum.auto()
     VCPU_EXISTS = enum.auto()
     VCPU_PARKED = enum.auto()

@@ -211,7 +211,7 @@ class HostState:
         vm_name, _, index = name.partition("/vcpus/")
         vm = self.vms.get(vm_name)
         found = vm.kvm.vcpus.get(int(index)) if vm is not None and index.isdecimal() else None
-        if found is None:
+        if found is None or str(found.index) != index:  # "00" is no name of vCPU 0
             raise Refused(Reason.VCPU_NOT_FOUND, f"there is no vCPU {name!r}", vcpu=name)
         return found
 

@@ -33,10 +33,14 @@ _KERNEL_BYTES = bytes([0xA5]) * 256
 
 @dataclass(frozen=True, slots=True)
 class FeatureUse:
-    """What became of a task's use of a feature: ``signal`` is empty if it worked, else SIGILL, SIGSEGV or a vector."""
+    """What became of a task's use of a feature.
+
+    ``signal`` is empty if it worked, else SIGILL, SIGSEGV, or a vector as ``#GP``; ``data`` is what was read back.
+    """
 
     signal: str
     growth: Growth | None
+    data: bytes = b""
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -121,9 +125,16 @@ def clone(state: HostState, command: CloneTask) -> tuple[VmRecord, TaskRecord]:
 
 
 def execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
-    """execve(2)."""
+    """execve(2) by the main thread of a process: its other threads end. Source: fs/exec.c, de_thread()."""
     vm, task = state.task(command.task)
-    _outside(vm, task)
+    if task.fpu.leader is not task.fpu:
+        raise invalid("name", "the main thread of its process, which another thread would become by execve", task.id)
+    process = [each for each in vm.tasks.values() if each.fpu.leader is task.fpu]
+    for each in process:
+        _outside(vm, each)
+    for each in process:
+        if each is not task:
+            end_task(state, vm, each)
     exec_task(task.fpu)
     state.permissions[vm.name].forget(task.fpu)
     return vm, task
@@ -179,19 +190,30 @@ def use(state: HostState, command: UseFeature) -> FeatureUse:
     vm, task = state.task(command.task)
     _outside(vm, task)
     config = state.platform_config(vm)
-    if not config.user.max_features >> command.feature & 1:
+    if command.feature < 0 or not config.user.max_features >> command.feature & 1:
         raise invalid("feature", f"a bit of {config.user.max_features:#x}", command.feature)
+    state.act_for(vm.name)
+    size = config.table.size_bytes(command.feature)
+    if command.offset < 0 or command.length < 0 or command.offset + command.length > size:
+        raise invalid("length", f"bytes that end at or before byte {size} of the component", command.length)
     run_on_cpu(vm, task)
+    state.act_for(vm.name)
     result = use_feature(task.fpu, command.feature, command.offset, command.data)
     match result:
-        case Reallocated():
-            return FeatureUse("", Growth(result.old_size_bytes, result.new_size_bytes, result.xfeatures))
         case Signal():
             return FeatureUse(result.value, None)
         case Vector():
             return FeatureUse(f"#{result.name}", None)
-        case None:
-            return FeatureUse("", None)
+    growth = None
+    if isinstance(result, Reallocated):
+        growth = Growth(result.old_size_bytes, result.new_size_bytes, result.xfeatures)
+    return FeatureUse("", growth, _read_back(task, command))
+
+
+def _read_back(task: TaskRecord, command: UseFeature) -> bytes:
+    cpu = task.fpu.cpu
+    assert cpu is not None
+    return cpu.read_register(command.feature)[command.offset : command.offset + command.length]
 
 
 def kernel_fpu(state: HostState, command: KernelFpu) -> tuple[VmRecord, TaskRecord]:

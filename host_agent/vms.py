@@ -18,8 +18,8 @@ from host_agent.exit_desk import cancel_exit
 from host_agent.ids import check_id
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.policy import allocation_policy
-from host_agent.kvm.vcpu import KvmVm, reset_vcpu
-from host_agent.state import HostState, Platform, VmRecord, vm_account
+from host_agent.kvm.vcpu import KvmVm, Vcpu, reset_vcpu
+from host_agent.state import HostState, Platform, VcpuSide, VmRecord, vm_account
 from host_agent.tasks import add_task, end_task, leave_guest
 from host_agent.vcpus import remove_vcpu
 
@@ -110,6 +110,10 @@ def vm_etag(vm: VmRecord) -> str:
 def delete_vm(state: HostState, command: DeleteVm) -> None:
     """Stop and remove every vCPU, end every task, give all memory back."""
     vm = state.vm(command.vm)
+    if vm.kvm.vcpus and not command.force:
+        raise Refused(
+            Reason.VM_NOT_EMPTY, f"{vm.name} has {len(vm.kvm.vcpus)} vCPUs", vm=vm.name, vcpus=len(vm.kvm.vcpus)
+        )
     for vcpu in list(vm.kvm.vcpus.values()):
         remove_vcpu(state, vcpu, "the VM was deleted")
     for task in list(vm.tasks.values()):
@@ -164,12 +168,19 @@ def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
     unsupported = command.xcr0_mask & ~vm.kvm.supported_xcr0
     if unsupported:
         raise invalid("xcr0_mask", f"a subset of {vm.kvm.supported_xcr0:#x}", hex(command.xcr0_mask))
-    has_run = any(vcpu.agent is not None and state.side(vcpu).next_seq > 1 for vcpu in vm.kvm.vcpus.values())
-    if has_run and vm.kvm.cpuid_xcr0 != command.xcr0_mask:
-        raise kvm_errno(Errno.EINVAL, "KVM_SET_CPUID2 after a vCPU has run")
-    vm.kvm.set_cpuid(command.xcr0_mask)
+    chosen = [state.vcpu(command.vcpu)] if command.vcpu else list(vm.kvm.vcpus.values())
+    if any(_has_run(vcpu) and vcpu.guest_supported_xcr0 != command.xcr0_mask for vcpu in chosen):
+        raise kvm_errno(Errno.EINVAL, "KVM_SET_CPUID2 after the vCPU has run")
+    if command.vcpu:
+        chosen[0].guest_supported_xcr0 = command.xcr0_mask
+    else:
+        vm.kvm.set_cpuid(command.xcr0_mask)
     vm.revision = state.revision
     return vm
+
+
+def _has_run(vcpu: Vcpu) -> bool:
+    return isinstance(vcpu.agent, VcpuSide) and vcpu.agent.next_seq > 1
 
 
 def required_size(state: HostState, name: str) -> int:

@@ -1,0 +1,1 @@
+"""Generated from protos/fpstate/fault by tools/gen_protos.py; do not edit."""
