@@ -29,6 +29,8 @@ class HostConfig:
     host: str = "host"
     boot_id: str = "boot"
     default_profile: str = "sapphire-rapids"
+    #: In ``cpuid -r`` form; where it is set it stands for ``default_profile``.
+    default_cpuid_dump: str = ""
     default_kernel_rules: str = "6.18"
     #: Modelled CPUs of each kind of processor.
     cpus: int = 4

@@ -37,13 +37,14 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
     if command.byte_limit is not None and command.byte_limit < 0:
         raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
     execute_write = allocation_policy(command.allocation_policy)
-    platform = _platform(state, command)
+    profile, dump = _processor(state, command)
+    platform = _platform(state, command, profile, dump)
     account = vm_account(state, command.vm_id, command.byte_limit)
     leader = Fpu(platform.host, f"{name}/tasks/main", account=account)
     vm = VmRecord(
         id=command.vm_id,
         uid=state.next_id("vm"),
-        profile=command.profile or ("" if command.cpuid_dump else state.config.default_profile),
+        profile=profile,
         kernel_rules=platform.host.config.rules.name,
         allocation_policy=command.allocation_policy,
         platform=platform,
@@ -52,7 +53,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         owner_name=command.owner_name,
         labels=dict(command.labels),
         revision=state.revision,
-        cpuid_dump=command.cpuid_dump,
+        cpuid_dump=dump,
     )
     state.vms[name] = vm
     rules = platform.host.config.rules
@@ -61,22 +62,30 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
     return vm
 
 
-def _platform(state: HostState, command: CreateVm) -> Platform:
-    """The processor and kernel of a VM; VMs with the same share its CPUs."""
+def _processor(state: HostState, command: CreateVm) -> tuple[str, str]:
+    """Return (profile name, dump), one of them empty: what the command says, or the host's default."""
     if command.profile and command.cpuid_dump:
         raise invalid("vm.cpuid_dump", "nothing where profile is set", "both")
+    if command.profile or command.cpuid_dump:
+        return command.profile, command.cpuid_dump
+    if state.config.default_cpuid_dump:
+        return "", state.config.default_cpuid_dump
+    return state.config.default_profile, ""
+
+
+def _platform(state: HostState, command: CreateVm, profile_name: str, dump: str) -> Platform:
+    """The processor and kernel of a VM; VMs with the same share its CPUs."""
     rules_name = command.kernel_rules or state.config.default_kernel_rules
     if rules_name not in KERNEL_RULES:
         raise invalid("vm.kernel_rules", f"one of {', '.join(KERNEL_RULES)}", rules_name)
-    source = command.cpuid_dump or command.profile or state.config.default_profile
+    source = dump or profile_name
     found = state.platforms.get((source, rules_name))
     if found is not None:
         return found
     try:
-        dump = command.cpuid_dump
         profile = parse_cpuid_dump(dump, name="dump") if dump else builtin_profile(source)
     except FieldError as error:
-        field = "vm.cpuid_dump" if command.cpuid_dump else "vm.profile"
+        field = "vm.cpuid_dump" if dump else "vm.profile"
         raise invalid(field, error.expected, error.got) from error
     host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator, state.tracer)
     platform = Platform(host, [Cpu(nr, host.config, state.tracer) for nr in range(state.config.cpus)])
