@@ -1,13 +1,15 @@
-"""What this release can do, by the names that OpenSession requires and GetHostInfo lists."""
+"""What this release can do, by the names that GetHostInfo lists and OpenSession may require."""
 
 from __future__ import annotations
 
 from typing import Final
 
-CAPABILITIES: Final = (
-    "events.v1",
-    "events.packed.v1",
-    "exits.v1",
-    "policy.on_swap",
-    "tasks.v1",
-)
+from host_agent.state import HostConfig
+
+#: Always there. The names are documented in protos/fpstate/v1/host.proto.
+_ALWAYS: Final = ("cpuid-table", "drain", "exits", "packed-events", "sessions", "set-cpuid", "tasks")
+
+
+def capabilities(config: HostConfig) -> tuple[str, ...]:
+    """Return the names, sorted; ``faults`` only on a host started with them."""
+    return tuple(sorted((*_ALWAYS, "faults"))) if config.faults else _ALWAYS

@@ -23,6 +23,7 @@ class Reason(enum.Enum):
     VCPU_ALREADY_ENTERED = enum.auto()
     VCPU_KILLED = enum.auto()
     VCPU_BROKEN = enum.auto()
+    VCPU_NOT_IN_SESSION = enum.auto()
     TASK_NOT_FOUND = enum.auto()
     TASK_EXISTS = enum.auto()
     TASK_BUSY = enum.auto()

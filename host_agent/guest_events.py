@@ -104,7 +104,11 @@ def _xfd_sync(vcpu: Vcpu, xfd: int) -> Done:
         return intercept.handle_xfd_sync(vcpu, xfd=xfd)
     except intercept.XfdSyncNeedsGrowthError as error:
         raise Refused(
-            Reason.XFD_SYNC_NEEDS_GROWTH, str(error), xfd=hex(error.xfd), missing=hex(error.missing)
+            Reason.XFD_SYNC_NEEDS_GROWTH,
+            str(error),
+            vcpu=f"{vcpu.vm.account.name}/vcpus/{vcpu.index}",
+            xfd=hex(error.xfd),
+            xfeatures=hex(error.missing),
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpu_core.errors import CoreBug, FieldError
-from host_agent.capabilities import CAPABILITIES
+from host_agent.capabilities import capabilities
 from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
 from host_agent.control import bounded_lease
 from host_agent.errors import Reason, Refused, invalid
@@ -51,9 +51,9 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
         raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new session")
     if len(state.sessions) >= state.config.max_sessions:
         raise Refused(Reason.LIMIT_REACHED, f"the host has {len(state.sessions)} sessions", limit="max_sessions")
-    missing = sorted(set(command.required_capabilities) - set(CAPABILITIES))
+    missing = sorted(set(command.required_capabilities) - set(capabilities(state.config)))
     if missing:
-        raise Refused(Reason.CAPABILITY_MISSING, f"this host lacks {', '.join(missing)}", missing=",".join(missing))
+        raise Refused(Reason.CAPABILITY_MISSING, f"this host lacks {', '.join(missing)}", capability=",".join(missing))
     if len(set(command.vcpus)) != len(command.vcpus) or not command.vcpus:
         raise invalid("vcpus", "one or more vCPU names, each once", ", ".join(command.vcpus))
     vcpus = {name: state.vcpu(name) for name in command.vcpus}
@@ -221,14 +221,11 @@ def _not_in_session(state: HostState, session: SessionRecord, name: str) -> Refu
     vcpu = state.vcpu(name)  # refuses a name that is nobody's
     side = vcpu.agent
     owner = side.session if isinstance(side, VcpuSide) else None
-    epoch = owner.epoch if owner is not None else 0
-    return Refused(
-        Reason.SESSION_FENCED,
-        f"{name!r} is not, or not any more, of {session.name!r}",
-        session=session.name,
-        vcpu=name,
-        currentEpoch=epoch,
-    )
+    if owner is None or owner.epoch < session.epoch:
+        text = f"{name!r} is not one of {session.name!r}"
+        return Refused(Reason.VCPU_NOT_IN_SESSION, text, vcpu=name, session=session.name)
+    text = f"{name!r} has a newer session than {session.name!r}"
+    return Refused(Reason.SESSION_FENCED, text, session=session.name, vcpu=name, currentEpoch=owner.epoch)
 
 
 def _rejected(event: GuestEvent, refused: Refused) -> Outcome:

@@ -165,7 +165,7 @@ def request_vm_permission(state: HostState, command: RequestPermission) -> int:
 
 def kvm_errno(errno: Errno, what: str) -> Refused:
     """A refusal that is the kernel's own: its errno is in the metadata."""
-    return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, operation=what)
+    return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, call=what)
 
 
 def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:

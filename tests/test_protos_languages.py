@@ -21,6 +21,9 @@ from tools.protoc import PROTOS, CompilerMissingError, proto_files, run_protoc
 #: What of google/rpc the contract imports, by its path below a folder of Google's protos.
 IMPORTED = ("google/rpc/status.proto",)
 
+#: What Debian calls a plugin.
+ALSO_CALLED = {"protoc-gen-grpc-java": ("grpc_java_plugin",)}
+
 GO_MODULE = "fpstate.dev/gen"
 
 
@@ -109,7 +112,8 @@ def _need(*tools: str) -> list[str]:
 
 def _where(tool: str) -> str | None:
     """Look on PATH, and where `go install` puts what it builds."""
-    return shutil.which(tool) or shutil.which(tool, path=_go_bin())
+    names = (tool, *ALSO_CALLED.get(tool, ()))
+    return next((found for name in names if (found := shutil.which(name) or shutil.which(name, path=_go_bin()))), None)
 
 
 def _go_bin() -> str:

@@ -107,10 +107,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The vCPU was stopped by INTERNAL_INVARIANT; it can be looked at and deleted.
     Code: FAILED_PRECONDITION. Metadata: vcpu, invariant.
     """
-    ERROR_REASON_VCPU_IN_SESSION: _ErrorReason.ValueType  # 47
-    """Another session holds the vCPU.
-    Code: FAILED_PRECONDITION. Metadata: vcpu, session (name).
-    """
     ERROR_REASON_VCPU_PAUSED: _ErrorReason.ValueType  # 48
     """The vCPU was put aside by a decision and is not entered until resumed.
     Code: FAILED_PRECONDITION. Metadata: vcpu, exit (?, name).
@@ -144,20 +140,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: NOT_FOUND. Metadata: session (name).
     """
     ERROR_REASON_SESSION_FENCED: _ErrorReason.ValueType  # 81
-    """The epoch is not the session's, or a newer session holds its vCPUs. Open a new one.
-    Code: ABORTED. Metadata: session, epoch (the caller's), currentEpoch.
+    """The epoch is not the session's, or a newer session holds the vCPU that an event names. Open a new one.
+    Code: ABORTED. Metadata: session, currentEpoch, and epoch (the caller's) or vcpu.
     """
     ERROR_REASON_SESSION_EXPIRED: _ErrorReason.ValueType  # 82
     """The lease ended. Open a new session.
-    Code: ABORTED. Metadata: session, epoch.
+    Code: ABORTED. Metadata: session.
     """
     ERROR_REASON_SEQ_GAP: _ErrorReason.ValueType  # 83
-    """A call names an event that was never submitted. (An event after a gap has the outcome `blocked`, which is no error.)
+    """The number is beyond the next one of the vCPU: something before it was never submitted. The number is not used.
     Code: FAILED_PRECONDITION. Metadata: vcpu, seq, expectedSeq.
     """
     ERROR_REASON_OUTCOME_FORGOTTEN: _ErrorReason.ValueType  # 84
     """The outcome was acknowledged as received, and is gone.
-    Code: FAILED_PRECONDITION. Metadata: vcpu, seq, receivedThrough.
+    Code: FAILED_PRECONDITION. Metadata: vcpu, seq.
     """
     ERROR_REASON_CREDITS_EXCEEDED: _ErrorReason.ValueType  # 85
     """More events under way than the session has credits for.
@@ -361,10 +357,6 @@ ERROR_REASON_VCPU_BROKEN: ErrorReason.ValueType  # 46
 """The vCPU was stopped by INTERNAL_INVARIANT; it can be looked at and deleted.
 Code: FAILED_PRECONDITION. Metadata: vcpu, invariant.
 """
-ERROR_REASON_VCPU_IN_SESSION: ErrorReason.ValueType  # 47
-"""Another session holds the vCPU.
-Code: FAILED_PRECONDITION. Metadata: vcpu, session (name).
-"""
 ERROR_REASON_VCPU_PAUSED: ErrorReason.ValueType  # 48
 """The vCPU was put aside by a decision and is not entered until resumed.
 Code: FAILED_PRECONDITION. Metadata: vcpu, exit (?, name).
@@ -398,20 +390,20 @@ ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 80
 Code: NOT_FOUND. Metadata: session (name).
 """
 ERROR_REASON_SESSION_FENCED: ErrorReason.ValueType  # 81
-"""The epoch is not the session's, or a newer session holds its vCPUs. Open a new one.
-Code: ABORTED. Metadata: session, epoch (the caller's), currentEpoch.
+"""The epoch is not the session's, or a newer session holds the vCPU that an event names. Open a new one.
+Code: ABORTED. Metadata: session, currentEpoch, and epoch (the caller's) or vcpu.
 """
 ERROR_REASON_SESSION_EXPIRED: ErrorReason.ValueType  # 82
 """The lease ended. Open a new session.
-Code: ABORTED. Metadata: session, epoch.
+Code: ABORTED. Metadata: session.
 """
 ERROR_REASON_SEQ_GAP: ErrorReason.ValueType  # 83
-"""A call names an event that was never submitted. (An event after a gap has the outcome `blocked`, which is no error.)
+"""The number is beyond the next one of the vCPU: something before it was never submitted. The number is not used.
 Code: FAILED_PRECONDITION. Metadata: vcpu, seq, expectedSeq.
 """
 ERROR_REASON_OUTCOME_FORGOTTEN: ErrorReason.ValueType  # 84
 """The outcome was acknowledged as received, and is gone.
-Code: FAILED_PRECONDITION. Metadata: vcpu, seq, receivedThrough.
+Code: FAILED_PRECONDITION. Metadata: vcpu, seq.
 """
 ERROR_REASON_CREDITS_EXCEEDED: ErrorReason.ValueType  # 85
 """More events under way than the session has credits for.

@@ -42,7 +42,7 @@ class _TileOpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TileOp.ValueTy
     TILE_OP_TILELOADD: _TileOp.ValueType  # 4
     """TILELOADD: load one tile."""
     TILE_OP_TILESTORED: _TileOp.ValueType  # 5
-    """TILESTORED: store one tile, its rows without stride, to Done.data."""
+    """TILESTORED: store one tile to Done.data, 1,024 bytes: 16 rows of 64, zero beyond the configured ones."""
     TILE_OP_TILEZERO: _TileOp.ValueType  # 6
     """TILEZERO: set one tile to zero."""
 
@@ -60,7 +60,7 @@ TILE_OP_TILERELEASE: TileOp.ValueType  # 3
 TILE_OP_TILELOADD: TileOp.ValueType  # 4
 """TILELOADD: load one tile."""
 TILE_OP_TILESTORED: TileOp.ValueType  # 5
-"""TILESTORED: store one tile, its rows without stride, to Done.data."""
+"""TILESTORED: store one tile to Done.data, 1,024 bytes: 16 rows of 64, zero beyond the configured ones."""
 TILE_OP_TILEZERO: TileOp.ValueType  # 6
 """TILEZERO: set one tile to zero."""
 Global___TileOp: _TypeAlias = TileOp  # noqa: Y015
@@ -448,8 +448,8 @@ class TileInstruction(_message.Message):
     tile: _builtins.int
     """Number of the tile register, 0 to 7, for TILELOADD, TILESTORED and TILEZERO; 0 for the others."""
     memory: _builtins.bytes
-    """What the instruction reads from memory: 64 bytes for LDTILECFG; for TILELOADD the rows without their stride, rows
-    times bytes per row of the tile's configuration; empty for the others.
+    """What the instruction reads from memory: 64 bytes for LDTILECFG; 1,024 for TILELOADD, 16 rows of 64 bytes without their
+    stride, of which the configured rows and columns count; empty for the others.
     """
     def __init__(
         self,
@@ -694,16 +694,18 @@ Global___Pending: _TypeAlias = Pending  # noqa: Y015
 
 @_typing.final
 class Blocked(_message.Message):
-    """The event was not applied, nor kept."""
+    """An earlier event of the vCPU is pending: this one was not applied, nor kept, and its number is not used. Send it again when
+    the earlier one is final. (A gap in the numbers is not this: it is `rejected` with SEQ_GAP.)
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPECTED_SEQ_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     expected_seq: _builtins.int
-    """The number the vCPU expects next, from 1: smaller than the event's own if there is a gap, or if an earlier one pends."""
+    """The number the vCPU takes next, from 1."""
     exit: _builtins.str
-    """The exit on which the vCPU is parked; empty if the reason is a gap."""
+    """The exit on which the vCPU is parked: `vms/{vm}/vcpus/{index}/exits/{seq}`."""
     def __init__(
         self,
         *,

@@ -385,7 +385,7 @@ class Exit(_message.Message):
     attempt: _builtins.int
     """How often growing has been tried for this exit, from 1."""
     decided_by: _builtins.str
-    """Who decided last: ResolveExitRequest.decided_by, or `host` for the default action. Empty if nobody has."""
+    """Who decided last: ResolveExitRequest.decided_by, or `deadline` for the default action. Empty if nobody has."""
     decision: Global___DecisionKind.ValueType
     """The last decision; unspecified if nobody has decided."""
     result: Global___ExitResult.ValueType

@@ -57,7 +57,7 @@ class _WaitModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitMode.Val
     WAIT_MODE_ACCEPTED: _WaitMode.ValueType  # 1
     """Until each event has some outcome, `pending` and `blocked` included."""
     WAIT_MODE_FINAL: _WaitMode.ValueType  # 2
-    """Until each event has its final outcome (or is blocked by a gap). When the deadline comes first the call ends with
+    """Until each event has its final outcome (or is blocked by a pending one of an earlier call). When the deadline comes first the call ends with
     DEADLINE_EXCEEDED and the events stay: ask again with WaitOutcome or with the same numbers.
     """
 
@@ -69,7 +69,7 @@ WAIT_MODE_UNSPECIFIED: WaitMode.ValueType  # 0
 WAIT_MODE_ACCEPTED: WaitMode.ValueType  # 1
 """Until each event has some outcome, `pending` and `blocked` included."""
 WAIT_MODE_FINAL: WaitMode.ValueType  # 2
-"""Until each event has its final outcome (or is blocked by a gap). When the deadline comes first the call ends with
+"""Until each event has its final outcome (or is blocked by a pending one of an earlier call). When the deadline comes first the call ends with
 DEADLINE_EXCEEDED and the events stay: ask again with WaitOutcome or with the same numbers.
 """
 Global___WaitMode: _TypeAlias = WaitMode  # noqa: Y015

@@ -80,8 +80,8 @@ class GuestSessionServiceServicer(object):
     """
 
     def OpenSession(self, request, context):
-        """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another living session
-        holds is refused with VCPU_IN_SESSION; one of an expired session is taken over.
+        """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another session
+        holds is taken over from it: the older session goes on with the vCPUs it has left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,8 +39,8 @@ class GuestSessionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GuestSessionServiceAsyncStub: ...
     OpenSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.OpenSessionRequest, _session_pb2.OpenSessionResponse]
-    """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another living session
-    holds is refused with VCPU_IN_SESSION; one of an expired session is taken over.
+    """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another session
+    holds is taken over from it: the older session goes on with the vCPUs it has left.
     """
     KeepAlive: _grpc.UnaryUnaryMultiCallable[_session_pb2.KeepAliveRequest, _session_pb2.KeepAliveResponse]
     """Renews the lease of a session that has nothing else to say."""
@@ -69,8 +69,8 @@ class GuestSessionServiceAsyncStub(GuestSessionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSession: _aio.UnaryUnaryMultiCallable[_session_pb2.OpenSessionRequest, _session_pb2.OpenSessionResponse]  # type: ignore[assignment]
-    """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another living session
-    holds is refused with VCPU_IN_SESSION; one of an expired session is taken over.
+    """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another session
+    holds is taken over from it: the older session goes on with the vCPUs it has left.
     """
     KeepAlive: _aio.UnaryUnaryMultiCallable[_session_pb2.KeepAliveRequest, _session_pb2.KeepAliveResponse]  # type: ignore[assignment]
     """Renews the lease of a session that has nothing else to say."""
@@ -101,8 +101,8 @@ class GuestSessionServiceServicer:
         request: _session_pb2.OpenSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.OpenSessionResponse, _abc.Awaitable[_session_pb2.OpenSessionResponse]]:
-        """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another living session
-        holds is refused with VCPU_IN_SESSION; one of an expired session is taken over.
+        """Opens a session over vCPUs that exist, and says from which number each goes on. A vCPU that another session
+        holds is taken over from it: the older session goes on with the vCPUs it has left.
         """
 
     def KeepAlive(

@@ -614,8 +614,8 @@ class EvaluateRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response,
-    and count as one hit.
+    """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response, and
+    count as one hit.
     """
     point: _builtins.str
     """The point that was reached. Lower-case words joined by dots, 1 to 128 characters."""

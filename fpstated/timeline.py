@@ -1,0 +1,72 @@
+"""One readable timeline out of what several processes say, in the lanes of the founding mail: H host, G guest, U userspace.
+
+Every process writes JSON lines, stamped with CLOCK_MONOTONIC, which all processes of a machine share:
+
+    {"t": 81234567890, "lane": "G", "vcpu": "vms/a/vcpus/0", "text": "WRMSR XFD=0", "tone": "event"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.text import Text
+
+LANES = ("H", "G", "U")
+
+#: Colours of the lanes, and of what stands out in them. Chosen to be told apart without colour, too: by lane and words.
+_LANE_STYLES = {"H": "cyan", "G": "yellow", "U": "magenta"}
+_TONE_STYLES = {"growth": "green", "failure": "bold red", "exit": "red", "event": "bold", "decision": "bold magenta"}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TimelineLine:
+    """One line. ``t_ns`` is CLOCK_MONOTONIC; ``vcpu`` is a resource name or empty."""
+
+    t_ns: int
+    lane: str
+    vcpu: str
+    text: str
+    tone: str = "plain"
+
+    def to_json(self) -> str:
+        """The line as a process writes it."""
+        record = {"t": self.t_ns, "lane": self.lane, "vcpu": self.vcpu, "text": self.text, "tone": self.tone}
+        return json.dumps(record, separators=(",", ":"))
+
+
+def parse_line(raw: str) -> TimelineLine | None:
+    """Read one line of a process; None for anything that is not a line of a timeline."""
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("lane") not in LANES or not isinstance(record.get("t"), int):
+        return None
+    return TimelineLine(
+        record["t"],
+        record["lane"],
+        str(record.get("vcpu", "")),
+        str(record.get("text", "")),
+        str(record.get("tone", "plain")),
+    )
+
+
+def render(lines: Iterable[TimelineLine], *, start_ns: int) -> Iterator[Text]:
+    """Yield a styled line each: milliseconds since ``start_ns``, lane, vCPU, text."""
+    for line in lines:
+        text = Text()
+        text.append(f"{(line.t_ns - start_ns) / 1e6:9.1f} ms  ", style="dim")
+        text.append(f"{line.lane}  ", style=_LANE_STYLES.get(line.lane, ""))
+        text.append(f"{short_name(line.vcpu):8}", style="dim")
+        text.append(line.text, style=_TONE_STYLES.get(line.tone, ""))
+        yield text
+
+
+def short_name(name: str) -> str:
+    """``vms/a/vcpus/0`` as ``a/0``; ``vms/a`` as ``a``; anything else as it is."""
+    parts = name.split("/")
+    if len(parts) >= 4 and parts[0] == "vms" and parts[2] == "vcpus":
+        return f"{parts[1]}/{parts[3]}"
+    return parts[1] if len(parts) == 2 and parts[0] == "vms" else name
