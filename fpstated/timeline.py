@@ -1,4 +1,4 @@
-"""One readable timeline out of what several processes say, in the lanes of the founding mail: H host, G guest, U userspace.
+"""One timeline out of what several processes say, in lanes as in the founding mail: H host, G guest, U userspace.
 
 Every process writes JSON lines, stamped with CLOCK_MONOTONIC, which all processes of a machine share:
 

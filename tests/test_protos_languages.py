@@ -24,6 +24,16 @@ IMPORTED = ("google/rpc/status.proto",)
 #: What Debian calls a plugin.
 ALSO_CALLED = {"protoc-gen-grpc-java": ("grpc_java_plugin",)}
 
+#: What the stubs of gRPC Java are compiled against, by Debian's names; its older plugin wants javax.annotation too.
+DEBIAN_JARS = (
+    "grpc-stub",
+    "grpc-api",
+    "grpc-protobuf",
+    "grpc-protobuf-lite",
+    "guava",
+    "geronimo-annotation-1.3-spec",
+)
+
 GO_MODULE = "fpstate.dev/gen"
 
 
@@ -174,7 +184,10 @@ def _jars() -> list[Path]:
 
 
 def _class_path() -> list[Path]:
-    return [Path(entry) for entry in os.environ.get("CLASSPATH", "").split(os.pathsep) if entry]
+    """What CLASSPATH names, and the jars Debian's libgrpc-java and its friends put where Debian puts jars."""
+    given = [Path(entry) for entry in os.environ.get("CLASSPATH", "").split(os.pathsep) if entry]
+    debian = [Path("/usr/share/java") / f"{name}.jar" for name in DEBIAN_JARS]
+    return given + [path for path in debian if path.is_file()]
 
 
 def _javac(folder: Path, jars: list[Path]) -> None:
