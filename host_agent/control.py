@@ -18,7 +18,7 @@ def acquire(state: HostState, command: AcquireControl) -> ControlRecord:
             Reason.CONTROL_HELD,
             f"{held.controller!r} controls {command.scope or 'the host'}",
             scope=command.scope,
-            controller=held.controller,
+            holder=held.controller,
             remainingMillis=(held.expires_ns - state.now_ns) // 1_000_000,
         )
     if held is not None:
@@ -58,6 +58,7 @@ def current(state: HostState, name: str, epoch: int) -> ControlRecord:
             f"control {name!r} at epoch {epoch} is not held any more",
             control=name,
             epoch=epoch,
+            currentEpoch=record.epoch if record is not None else state.epoch,
         )
     return record
 
@@ -68,16 +69,16 @@ def holder(state: HostState, scope: str) -> ControlRecord | None:
 
 
 def check_may_decide(state: HostState, name: str, epoch: int, record: ExitRecord) -> None:
-    """A VM's holder wins over the host's; anybody else is fenced."""
+    """A VM's holder wins over the host's; an old epoch is fenced."""
     control = current(state, name, epoch)
     own = holder(state, record.vm)
     if control.scope not in ("", record.vm) or (own is not None and own is not control):
         raise Refused(
-            Reason.CONTROL_FENCED,
+            Reason.CONTROL_OUT_OF_SCOPE,
             f"control {name!r} does not cover {record.vm}",
-            control=name,
-            epoch=epoch,
-            vm=record.vm,
+            exit=record.name,
+            scope=control.scope,
+            holder=own.controller if own is not None else "",
         )
 
 

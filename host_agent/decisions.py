@@ -42,16 +42,18 @@ def resolve_exit(state: HostState, command: ResolveExit) -> ExitRecord:
             Reason.EXIT_ALREADY_RESOLVED,
             f"exit {record.name!r} is {record.state.value}",
             exit=record.name,
-            state=record.state.name,
+            generation=command.generation,
             decidedBy=record.decided_by,
             decision=record.decision.name if record.decision else "",
+            result=record.result.name if record.result else record.state.name,
         )
     if command.generation != record.generation:
         raise Refused(
             Reason.EXIT_STALE_GENERATION,
             f"exit {record.name!r} is at generation {record.generation}, not {command.generation}",
             exit=record.name,
-            generation=record.generation,
+            generation=command.generation,
+            currentGeneration=record.generation,
         )
     _check_decision(record, command.decision)
     who = command.decided_by or state.controls[command.control].controller
@@ -72,6 +74,7 @@ def _already_decided(record: ExitRecord, command: ResolveExit, winner: tuple[str
         generation=command.generation,
         decidedBy=who,
         decision=decision.kind.name,
+        result=record.result.name if record.result else record.state.name,
     )
 
 

@@ -39,6 +39,7 @@ class Reason(enum.Enum):
     CONTROL_NOT_FOUND = enum.auto()
     CONTROL_FENCED = enum.auto()
     CONTROL_HELD = enum.auto()
+    CONTROL_OUT_OF_SCOPE = enum.auto()
     DECISION_NOT_ALLOWED = enum.auto()
     KVM_ERRNO = enum.auto()
     ALLOCATION_FAILED = enum.auto()
@@ -51,6 +52,7 @@ class Reason(enum.Enum):
     REQUEST_ID_REUSED = enum.auto()
     FAULTS_NOT_ENABLED = enum.auto()
     FAULT_NOT_FOUND = enum.auto()
+    FAULT_POINT_UNKNOWN = enum.auto()
     INTERNAL_INVARIANT = enum.auto()
 
 
@@ -71,4 +73,11 @@ class Refused(Exception):  # noqa: N818 -- a refusal, which need not be anybody'
 def invalid(field: str, expected: str, got: object) -> Refused:
     """A field that cannot be right: names it and says what would have been accepted."""
     text = f"{field}: expected {expected}, got {got!r}"
-    return Refused(Reason.FIELD_INVALID, text, field=field, fieldPath=field, expected=expected, got=got)
+    refused = Refused(Reason.FIELD_INVALID, text, field=field, expected=expected, got=got)
+    refused.metadata["field"] = field
+    return refused
+
+
+def limit_reached(what: str, limit: str, maximum: int) -> Refused:
+    """A limit of the host: ``limit`` is its name in the wire's HostLimits where it is there."""
+    return Refused(Reason.LIMIT_REACHED, f"{what}: {maximum} is the most", limit=limit, maximum=maximum)

@@ -15,7 +15,14 @@ def arm(state: HostState, command: ArmFault) -> ArmedFault:
     """Arm one point. The allocation points have the error class of vzalloc(): ENOMEM and no other."""
     _check_enabled(state)
     if command.point not in FAULT_POINTS:
-        raise invalid("fault.point", f"one of {', '.join(FAULT_POINTS)}", command.point)
+        known = ", ".join(FAULT_POINTS)
+        raise Refused(
+            Reason.FAULT_POINT_UNKNOWN,
+            f"there is no fault point {command.point!r}: one of {known}",
+            field="fault.point",
+            point=command.point,
+            known=known,
+        )
     if command.errno != errno.ENOMEM:
         raise invalid("fault.action.errno", f"{errno.ENOMEM}, ENOMEM: all an allocation returns", command.errno)
     fault = ArmedFault(

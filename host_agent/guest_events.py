@@ -155,7 +155,9 @@ def own_task(state: HostState, vm: VmRecord, vcpu: Vcpu) -> TaskRecord:
 def _enter(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: Enter) -> DoneOutcome:
     if vcpu.state is VcpuState.ENTERED:
         name = state.vcpu_name(vcpu)
-        raise Refused(Reason.VCPU_ALREADY_ENTERED, f"{name!r} is in the guest", vcpu=name)
+        task_id = runner(vm, vcpu).id
+        text = f"{name!r} is in the guest, on task {task_id!r}"
+        raise Refused(Reason.VCPU_ALREADY_ENTERED, text, vcpu=name, task=f"{vm.name}/tasks/{task_id}")
     if kind.task:
         _, task = state.task(f"{vm.name}/tasks/{kind.task}")
         state.side(vcpu).task = kind.task

@@ -104,9 +104,9 @@ class HostMachine:
         if known is not None:
             earlier, reply = known
             if earlier != command:
-                raise Refused(
-                    Reason.REQUEST_ID_REUSED, f"request id {request_id!r} was used before", requestId=request_id
-                )
+                method = type(earlier).__name__
+                text = f"request id {request_id!r} was used before, for another {method}"
+                raise Refused(Reason.REQUEST_ID_REUSED, text, requestId=request_id, method=method)
             return reply
         reply = self._handle(command)
         if request_id:
@@ -121,9 +121,9 @@ class HostMachine:
         except FieldError as error:
             raise invalid(error.field, error.expected, error.got) from error
         except WrongStateError as error:
-            raise Refused(Reason.VCPU_PARKED, str(error), state=error.state.name) from error
+            raise Refused(Reason.VCPU_PARKED, str(error), vcpu=self.state.acting_vcpu, exit="") from error
         except CoreBug as bug:
-            raise Refused(Reason.INTERNAL_INVARIANT, f"a bug of the host: {bug}") from bug
+            raise Refused(Reason.INTERNAL_INVARIANT, f"a bug of the host: {bug}", invariant=bug) from bug
 
     def _applied(self, command: c.Command, result: object) -> None:
         if self.on_applied is not None:

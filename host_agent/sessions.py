@@ -8,7 +8,7 @@ from fpu_core.errors import CoreBug, FieldError
 from host_agent.capabilities import capabilities
 from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
 from host_agent.control import bounded_lease
-from host_agent.errors import Reason, Refused, invalid
+from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import (
     BlockedOutcome,
     GuestEvent,
@@ -50,7 +50,7 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
     if state.draining:
         raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new session")
     if len(state.sessions) >= state.config.max_sessions:
-        raise Refused(Reason.LIMIT_REACHED, f"the host has {len(state.sessions)} sessions", limit="max_sessions")
+        raise limit_reached("sessions of the host", "sessions_max", state.config.max_sessions)
     missing = sorted(set(command.required_capabilities) - set(capabilities(state.config)))
     if missing:
         raise Refused(Reason.CAPABILITY_MISSING, f"this host lacks {', '.join(missing)}", capability=",".join(missing))
@@ -164,12 +164,8 @@ def _sequenced(state: HostState, session: SessionRecord, event: GuestEvent) -> O
             seq=event.seq,
         )
     if len(side.outcomes) >= state.config.max_outcomes:
-        raise Refused(
-            Reason.LIMIT_REACHED,
-            f"{event.vcpu!r} has {len(side.outcomes)} outcomes nobody has received",
-            vcpu=event.vcpu,
-            limit="max_outcomes",
-        )
+        what = f"outcomes of {event.vcpu!r} that nobody has received"
+        raise limit_reached(what, "outcomes_per_vcpu_max", state.config.max_outcomes)
     return _take(state, session, vcpu, side, event)
 
 
@@ -185,7 +181,7 @@ def _take(state: HostState, session: SessionRecord, vcpu: Vcpu, side: VcpuSide, 
     except FieldError as error:
         outcome = _rejected(event, invalid(error.field, error.expected, error.got))
     except WrongStateError as error:
-        outcome = _rejected(event, Refused(Reason.VCPU_PARKED, str(error), vcpu=event.vcpu, state=error.state.name))
+        outcome = _rejected(event, Refused(Reason.VCPU_PARKED, str(error), vcpu=event.vcpu, exit=""))
     except CoreBug as bug:
         outcome = _rejected(event, _broken(vcpu, event.vcpu, bug))
     side.outcomes[event.seq] = outcome
@@ -202,7 +198,8 @@ def _check_runnable(name: str, vcpu: Vcpu) -> None:
 def _broken(vcpu: Vcpu, name: str, bug: CoreBug) -> Refused:
     """Our bug stops the vCPU it happened on, and says so."""
     vcpu.move(VcpuEvent.BUG)
-    return Refused(Reason.INTERNAL_INVARIANT, f"{name!r} was stopped by a bug of the host: {bug}", vcpu=name)
+    text = f"{name!r} was stopped by a bug of the host: {bug}"
+    return Refused(Reason.INTERNAL_INVARIANT, text, invariant=bug, vcpu=name)
 
 
 def _repeated(side: VcpuSide, event: GuestEvent) -> Outcome:

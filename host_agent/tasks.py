@@ -20,7 +20,7 @@ from host_agent.commands import (
     ScheduleTask,
     UseFeature,
 )
-from host_agent.errors import Reason, Refused, invalid
+from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import Growth
 from host_agent.ids import check_id
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
@@ -86,7 +86,7 @@ def runner(vm: VmRecord, vcpu: Vcpu) -> TaskRecord:
 def add_task(state: HostState, vm: VmRecord, task_id: str, fpu: Fpu) -> TaskRecord:
     """Enter a task into the VM's books; its home CPU goes round."""
     if len(vm.tasks) >= state.config.max_tasks_per_vm:
-        raise Refused(Reason.LIMIT_REACHED, f"{vm.name} has {len(vm.tasks)} tasks", limit="max_tasks_per_vm")
+        raise limit_reached(f"tasks of {vm.name}", "tasks_per_vm_max", state.config.max_tasks_per_vm)
     home_cpu = len(vm.tasks) % len(vm.platform.cpus)
     task = TaskRecord(task_id, state.next_id("task"), fpu, home_cpu)
     if fpu.cpu is None:
@@ -234,4 +234,6 @@ def kernel_fpu(state: HostState, command: KernelFpu) -> tuple[VmRecord, TaskReco
 def _outside(vm: VmRecord, task: TaskRecord) -> None:
     if task.vcpu is not None:
         text = f"task {task.id!r} is in KVM_RUN of vCPU {task.vcpu.index}"
-        raise Refused(Reason.TASK_BUSY, text, task=f"{vm.name}/tasks/{task.id}")
+        raise Refused(
+            Reason.TASK_BUSY, text, task=f"{vm.name}/tasks/{task.id}", vcpu=f"{vm.name}/vcpus/{task.vcpu.index}"
+        )

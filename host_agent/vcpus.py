@@ -37,7 +37,7 @@ def create(state: HostState, command: CreateVcpu) -> Vcpu:
             vcpu=name,
             cause=created.cause.name,
             bytesNeeded=created.size_bytes,
-            account=created.account,
+            scope="HOST" if created.account == "host" else "VM",
             errno=12,
             errnoName="ENOMEM",
         )

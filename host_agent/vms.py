@@ -12,7 +12,7 @@ from fpu_core.permission import get_permitted, request_permission
 from fpu_core.rules import KERNEL_RULES
 from host_agent.commands import CreateVm, DeleteVm, RequestPermission, ResetVm, SetCpuid, UpdateVm
 from host_agent.directives import finish_pending, issue_directive
-from host_agent.errors import Reason, Refused, invalid
+from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.ids import check_id
@@ -33,7 +33,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
     if state.draining:
         raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new VM")
     if len(state.vms) >= state.config.max_vms:
-        raise Refused(Reason.LIMIT_REACHED, f"the host has {len(state.vms)} VMs, its limit", limit="max_vms")
+        raise limit_reached("VMs of the host", "vms_max", state.config.max_vms)
     if command.byte_limit is not None and command.byte_limit < 0:
         raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
     execute_write = allocation_policy(command.allocation_policy)
@@ -100,7 +100,7 @@ def update_vm(state: HostState, command: UpdateVm) -> VmRecord:
     if unknown or not command.fields:
         raise invalid("update_mask", "paths out of: byte_limit, labels", ",".join(command.fields))
     if command.etag and command.etag != vm_etag(vm):
-        raise Refused(Reason.ETAG_MISMATCH, f"{vm.name} has changed", vm=vm.name, etag=vm_etag(vm))
+        raise Refused(Reason.ETAG_MISMATCH, f"{vm.name} has changed", name=vm.name, etag=vm_etag(vm))
     if "byte_limit" in command.fields:
         if command.byte_limit is not None and command.byte_limit < 0:
             raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)

@@ -37,7 +37,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Not a value that is sent."""
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 1
     """A field is missing, malformed or out of range; BadRequest has one violation per wrong field.
-    Code: INVALID_ARGUMENT. Metadata: field (path, `events.events[2].vcpu`), expected.
+    Code: INVALID_ARGUMENT. Metadata: field (path, `events.events[2].vcpu`), expected, got.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 2
     """A request_id came again with another request or another call.
@@ -105,7 +105,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_VCPU_BROKEN: _ErrorReason.ValueType  # 46
     """The vCPU was stopped by INTERNAL_INVARIANT; it can be looked at and deleted.
-    Code: FAILED_PRECONDITION. Metadata: vcpu, invariant.
+    Code: FAILED_PRECONDITION. Metadata: vcpu.
     """
     ERROR_REASON_VCPU_PAUSED: _ErrorReason.ValueType  # 48
     """The vCPU was put aside by a decision and is not entered until resumed.
@@ -287,7 +287,7 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Not a value that is sent."""
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 1
 """A field is missing, malformed or out of range; BadRequest has one violation per wrong field.
-Code: INVALID_ARGUMENT. Metadata: field (path, `events.events[2].vcpu`), expected.
+Code: INVALID_ARGUMENT. Metadata: field (path, `events.events[2].vcpu`), expected, got.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 2
 """A request_id came again with another request or another call.
@@ -355,7 +355,7 @@ Code: FAILED_PRECONDITION. Metadata: vcpu.
 """
 ERROR_REASON_VCPU_BROKEN: ErrorReason.ValueType  # 46
 """The vCPU was stopped by INTERNAL_INVARIANT; it can be looked at and deleted.
-Code: FAILED_PRECONDITION. Metadata: vcpu, invariant.
+Code: FAILED_PRECONDITION. Metadata: vcpu.
 """
 ERROR_REASON_VCPU_PAUSED: ErrorReason.ValueType  # 48
 """The vCPU was put aside by a decision and is not entered until resumed.

@@ -381,7 +381,7 @@ class Exit(_message.Message):
     xfeatures: _builtins.int
     """Mask of the components that the container lacks."""
     bytes_needed: _builtins.int
-    """Size of the container that could not be had, kernel's own format, in bytes."""
+    """What the allocation would have taken, in bytes: image and header. A byte limit has to have that much left."""
     attempt: _builtins.int
     """How often growing has been tried for this exit, from 1."""
     decided_by: _builtins.str

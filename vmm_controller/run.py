@@ -1,0 +1,84 @@
+"""A controller as a process: signals, a channel, and the timeline as JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, Literal, TextIO
+
+import grpc.aio
+
+from vmm_controller.config import ControllerConfig
+from vmm_controller.controller import Controller
+from vmm_controller.error import CallError
+from vmm_controller.policy import parse_policies
+from vmm_controller.timeline import Event
+
+#: gRPC by itself waits up to two minutes between tries to connect; the loop's own backoff is to be the longer one.
+CHANNEL_OPTIONS: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+def run_controller(
+    address: str,
+    *,
+    policies: Sequence[str] = (),
+    scope: str = "",
+    name: str = "controller",
+    seed: int = 0,
+    lease_s: float = 0.0,
+    on_fenced: Literal["stop", "reacquire"] = "stop",
+    out: TextIO | None = None,
+) -> int:
+    """Run a controller against the host at `address` (a gRPC target: `unix:PATH`, `127.0.0.1:PORT`) until a signal.
+
+    `policies` are texts as in policy/parse.py; none means the default policy. The timeline goes to `out` (standard
+    output unless given), one JSON object per line, flushed, each with `time_s`, the system's clock in seconds.
+
+    Returns the exit status: 0 after SIGTERM or SIGINT, with control released; 1 where the host refused for good or
+    another controller took the scope, with the reason on standard error. Raises ValueError (PolicyTextError is one) for
+    an argument that cannot be right, before anything is done.
+    """
+    config = ControllerConfig(
+        name=name, scope=scope, lease_s=lease_s, policies=parse_policies(policies), seed=seed, on_fenced=on_fenced
+    )
+    return asyncio.run(_run(address, config, JsonLines(out or sys.stdout)))
+
+
+async def _run(address: str, config: ControllerConfig, lines: JsonLines) -> int:
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        controller = Controller(channel, config, on_event=lines.write)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, controller.stop)
+        try:
+            await controller.run()
+        except CallError as error:
+            sys.stderr.write(f"fpstated controller: {error}\n")
+            return 1
+    return 0
+
+
+class JsonLines:
+    """Writes events as JSON lines; once nobody reads them it stops writing, and the controller goes on deciding."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out: TextIO | None = out
+
+    def write(self, event: Event) -> None:
+        """Write one event, with the time it is."""
+        if self._out is None:
+            return
+        try:
+            self._out.write(json.dumps({"time_s": round(time.time(), 6), **event}) + "\n")
+            self._out.flush()
+        except OSError as error:
+            self._out = None
+            sys.stderr.write(f"fpstated controller: the timeline ends here: {error}\n")
