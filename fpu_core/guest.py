@@ -72,25 +72,24 @@ def update_guest_xfd(fpu: Fpu | None, guest: FpuGuest, xfd: int) -> None:
     """
     fpstate = guest_container(guest)
     live = fpstate.in_use and fpu is not None and not fpu.need_load
-    if not live and fpstate.xstate_bv & xfd:
+    if not live:
         fpstate.xstate_bv &= ~xfd
-        if fpstate.in_use and fpu is not None:
-            fpu.last_cpu = -1  # the image has changed, so no CPU's registers hold it any more (bug B4's rule)
     fpstate.xfd = xfd
     if fpstate.in_use:
         core_assert(fpu is not None and fpu.fpstate is fpstate, f"{fpstate} is in use, but not by {fpu}")
         assert fpu is not None
-        if fpu.cpu is not None:
-            _write_guest_xfd(fpu, fpu.cpu, xfd)
+        _write_guest_xfd(fpu, running_cpu(fpu), xfd)
 
 
 def _write_guest_xfd(fpu: Fpu, cpu: Cpu, xfd: int) -> None:
-    """XFD reaches the register. XFD is part of what makes registers somebody's, so another owner loses them.
+    """XFD reaches the register. With the guest's registers in memory, no CPU's are valid for it, nor these for anyone.
 
-    Without that, a task whose registers are still on this CPU would go on under the guest's XFD: with need_load set the
-    lazy restore looks at the owner only.
+    XFD is part of what makes registers somebody's, and the lazy restore looks at owner and last CPU only: without this,
+    a task whose registers are still on this CPU would go on under the guest's XFD, and the guest, back on the CPU it
+    came from, under its own old one.
     """
-    if cpu.xfd_cache != xfd and cpu.owner is not fpu:
+    if fpu.need_load:
+        fpu.last_cpu = -1
         cpu.owner = None
     cpu.xfd_update_state(xfd)
 

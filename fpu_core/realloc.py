@@ -52,6 +52,18 @@ def realloc_guest_fpstate(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Realloca
 
     The new container keeps the old one's XFD: who grows a container says afterwards which features that arms.
     """
+    old = guest.fpstate
+    result = replace_guest_fpstate(fpu, guest, xfeatures)
+    if isinstance(result, Reallocated) and old is not None:
+        free_replaced(fpu, old)
+    return result
+
+
+def replace_guest_fpstate(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Reallocated | ReallocFailed:
+    """``realloc_guest_fpstate`` without its last step: the caller frees the old container with ``free_replaced``.
+
+    For the swap, which holds the fpregs lock until the user is restored: vfree() may sleep, so it comes after that.
+    """
     core_assert(guest.fpstate is not None, "a vCPU without a container cannot grow one")
     perm = group_perm(fpu, guest=True)
     xfeatures &= XFEATURE_MASK_USER_DYNAMIC
@@ -66,10 +78,12 @@ def realloc_task_fpstate(fpu: Fpu, xfeatures: int) -> Reallocated | ReallocFaile
     """Grow the container of ``fpu`` itself by ``xfeatures`` and arm them; the register follows at once."""
     core_assert(fpu.task_fpstate is None, "a host task grows its own container, never while a guest is swapped in")
     xfeatures &= XFEATURE_MASK_USER_DYNAMIC
+    old = fpu.fpstate
     result = _grow(fpu, None, group_perm(fpu, guest=False), xfeatures)
     if isinstance(result, Reallocated):
         fpu.fpstate.xfd &= ~xfeatures
         running_cpu(fpu).xfd_update_state(fpu.fpstate.xfd)
+        free_replaced(fpu, old)
     return result
 
 
@@ -94,7 +108,6 @@ def _grow(fpu: Fpu, guest: FpuGuest | None, perm: StatePerm, xfeatures: int) -> 
         host.tracer.vzalloc(new.allocated_bytes, new)
     host.preempt_point("realloc: allocated, not yet locked")
     _publish(fpu, guest, old, new)
-    _free(fpu, old)
     return Reallocated(old.size, new.size, xfeatures)
 
 
@@ -129,7 +142,8 @@ def _publish(fpu: Fpu, guest: FpuGuest | None, old: Fpstate, new: Fpstate) -> No
         fpu.fpstate = new
 
 
-def _free(fpu: Fpu, old: Fpstate) -> None:
+def free_replaced(fpu: Fpu, old: Fpstate) -> None:
+    """Give a container back that a larger one has replaced; one embedded in a task is not the allocator's."""
     if old.is_valloc:
         fpu.host.allocator.vfree(fpu.account, old.allocated_bytes)
         if fpu.host.tracer is not None:

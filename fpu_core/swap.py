@@ -17,7 +17,7 @@ from fpu_core.context import restore_fpregs_from_fpstate, save_fpregs_to_fpstate
 from fpu_core.errors import CoreBug
 from fpu_core.fpu import Fpu, FpuGuest, ReallocRequest
 from fpu_core.guest import guest_container
-from fpu_core.realloc import Reallocated, ReallocFailed, realloc_guest_fpstate
+from fpu_core.realloc import Reallocated, ReallocFailed, free_replaced, replace_guest_fpstate
 
 #: What a swap-out says: None nearly always, else how the request went.
 SwapResult = Reallocated | ReallocFailed | None
@@ -82,7 +82,8 @@ def _swap_out_and_grow(fpu: Fpu, guest: FpuGuest, request: ReallocRequest) -> Sw
     pending write asks for. It reaches the register with the next swap-in, as every XFD does.
     """
     guest.realloc_request = None  # cleared on success and on failure: a retry is a new run that requests again
-    result = realloc_guest_fpstate(fpu, guest, request.xfeatures)
+    old = guest_container(guest)
+    result = replace_guest_fpstate(fpu, guest, request.xfeatures)
     if isinstance(result, ReallocFailed):
         swap_out(fpu, guest)
         return result
@@ -93,4 +94,5 @@ def _swap_out_and_grow(fpu: Fpu, guest: FpuGuest, request: ReallocRequest) -> Sw
     fpstate.xfd = request.xfd
     fpstate.xstate_bv &= ~request.xfd
     swap_out(fpu, guest)
+    free_replaced(fpu, old)
     return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fpu_core.alloc import Account
 from fpu_core.cpu import Vector
 from host_agent.commands import ResolveExit
 from host_agent.control import check_may_decide
@@ -19,7 +20,7 @@ from host_agent.exit_desk import changed, close_exit
 from host_agent.exits import Decision, DecisionKind, ExitRecord, ExitResult, ExitState
 from host_agent.guest_events import done_outcome, enter_again
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
-from host_agent.kvm.outcome import ReallocExit
+from host_agent.kvm.outcome import Done, ReallocExit
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState
 from host_agent.vcpus import stop_vcpu
@@ -55,7 +56,7 @@ def resolve_exit(state: HostState, command: ResolveExit) -> ExitRecord:
             generation=command.generation,
             currentGeneration=record.generation,
         )
-    _check_decision(record, command.decision)
+    _check_decision(state, record, command.decision)
     who = command.decided_by or state.controls[command.control].controller
     record.winners[record.generation] = (who, command.decision, command.request_id)
     apply_decision(state, record, command.decision, who)
@@ -78,7 +79,7 @@ def _already_decided(record: ExitRecord, command: ResolveExit, winner: tuple[str
     )
 
 
-def _check_decision(record: ExitRecord, decision: Decision) -> None:
+def _check_decision(state: HostState, record: ExitRecord, decision: Decision) -> None:
     if decision.kind not in record.allowed:
         allowed = ", ".join(sorted(kind.name for kind in record.allowed))
         raise Refused(
@@ -90,8 +91,11 @@ def _check_decision(record: ExitRecord, decision: Decision) -> None:
         )
     if decision.kind is DecisionKind.RETRY_AFTER and not 0 <= decision.delay_ns <= _MAX_DELAY_NS:
         raise invalid("decision.retry_after.delay", "0 s to 3,600 s", f"{decision.delay_ns} ns")
-    if decision.kind is DecisionKind.RAISE_LIMIT and (decision.bytes <= 0 or decision.scope not in ("vm", "host")):
-        raise invalid("decision.raise_limit", "a positive number of bytes and the scope vm or host", decision)
+    if decision.kind is DecisionKind.RAISE_LIMIT:
+        limit = _account(state, record, decision).limit_bytes
+        if limit is None or decision.bytes <= limit:
+            now = "no limit to raise" if limit is None else f"more than the {limit} bytes it is"
+            raise invalid("decision.raise_limit.bytes", f"{decision.scope} scope: {now}", decision.bytes)
 
 
 def apply_decision(state: HostState, record: ExitRecord, decision: Decision, who: str) -> None:
@@ -122,9 +126,19 @@ def _retry_after(state: HostState, _vcpu: Vcpu, record: ExitRecord, decision: De
 
 def _raise_limit(state: HostState, vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
     """Set the limit of the VM, or of the host, and try again."""
-    account = state.vms[record.vm].kvm.account if decision.scope == "vm" else state.allocator.host
-    account.set_limit(decision.bytes)
+    _account(state, record, decision).set_limit(decision.bytes)
     retry(state, vcpu, record)
+
+
+def _account(state: HostState, record: ExitRecord, decision: Decision) -> Account:
+    """The account whose limit a RAISE_LIMIT is about."""
+    match decision.scope:
+        case "vm":
+            return state.vms[record.vm].kvm.account
+        case "host":
+            return state.allocator.host
+        case _:
+            raise invalid("decision.raise_limit.scope", "vm or host", decision.scope)
 
 
 def _inject_gp(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
@@ -136,7 +150,7 @@ def _inject_gp(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Deci
 def _defer(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
     """Skip the XFD write without committing it: the feature stays armed, and its next use raises #NM again."""
     enter_again(state, vcpu, None)
-    _settle(state, vcpu, record, ExitResult.DEFERRED, DoneOutcome(intercepts=done_outcome(vcpu, None).intercepts))
+    _settle(state, vcpu, record, ExitResult.DEFERRED, done_outcome(vcpu, Done()))
 
 
 def _pause(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
@@ -147,21 +161,21 @@ def _pause(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision
 
 
 def _kill_vcpu(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
-    _resolve(state, vcpu, record, ExitResult.KILLED)
-    stop_vcpu(state, vcpu, f"killed by {record.decided_by}")
+    _resolve(state, vcpu, record, ExitResult.VCPU_KILLED)
+    stop_vcpu(state, vcpu, f"killed by {record.decided_by}", ExitResult.VCPU_KILLED)
 
 
 def _kill_vm(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
     """Every vCPU of the VM stops; the VM's other exits are cancelled."""
-    _resolve(state, vcpu, record, ExitResult.KILLED)
+    _resolve(state, vcpu, record, ExitResult.VM_KILLED)
     for each in state.vms[record.vm].kvm.vcpus.values():
         if each.state is not VcpuState.KILLED:
-            stop_vcpu(state, each, f"the VM was killed by {record.decided_by}")
+            stop_vcpu(state, each, f"the VM was killed by {record.decided_by}", ExitResult.VM_KILLED)
 
 
 def _reset_vm(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
     why = f"the VM was reset by {record.decided_by}"
-    _resolve(state, vcpu, record, ExitResult.RESET)
+    _resolve(state, vcpu, record, ExitResult.VM_RESET)
     reset_vcpus(state, state.vms[record.vm], why)
 
 

@@ -105,8 +105,31 @@ class Hlt:
     """The guest halts."""
 
 
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A report that could not be read. Its number is used up, like any other's, and its outcome is what is here."""
+
+    reason: str
+    text: str
+    field: str = ""
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
 EventKind = (
-    Enter | Leave | Preempt | Xsetbv | Wrmsr | Rdmsr | Nm | RegisterWrite | RegisterRead | Tile | XfdSync | Init | Hlt
+    Enter
+    | Leave
+    | Preempt
+    | Xsetbv
+    | Wrmsr
+    | Rdmsr
+    | Nm
+    | RegisterWrite
+    | RegisterRead
+    | Tile
+    | XfdSync
+    | Init
+    | Hlt
+    | Malformed
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from host_agent.directives import finish_pending
 from host_agent.effects import ExitChanged
 from host_agent.events import Directive, GoneOutcome
-from host_agent.exits import ExitRecord, ExitState, cause_and_errno
+from host_agent.exits import ExitRecord, ExitResult, ExitState, cause_and_errno
 from host_agent.kvm.outcome import ReallocExit
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, VcpuSide
@@ -57,12 +57,13 @@ def close_exit(state: HostState, vcpu: Vcpu, record: ExitRecord, final: ExitStat
     changed(state, record)
 
 
-def cancel_exit(state: HostState, vcpu: Vcpu, directive: Directive, why: str) -> None:
+def cancel_exit(state: HostState, vcpu: Vcpu, directive: Directive, why: str, result: ExitResult) -> None:
     """INIT, RESET, kill and removal cancel the exit of a vCPU; its event is gone. Nothing to do where none is open."""
     side = vcpu.agent
     if not isinstance(side, VcpuSide) or side.exit is None:
         return
     record = side.exit
     record.note = why
+    record.result = result
     close_exit(state, vcpu, record, ExitState.CANCELLED)
     finish_pending(state, vcpu, GoneOutcome(directive))

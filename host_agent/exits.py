@@ -71,13 +71,16 @@ class Decision:
 
 
 class ExitResult(enum.Enum):
-    """What a resolved exit came to."""
+    """What an exit came to, resolved or cancelled. Names as on the wire."""
 
     COMMITTED = enum.auto()
     INJECTED_GP = enum.auto()
     DEFERRED = enum.auto()
-    KILLED = enum.auto()
-    RESET = enum.auto()
+    VCPU_KILLED = enum.auto()
+    VM_KILLED = enum.auto()
+    VM_RESET = enum.auto()
+    VCPU_INIT = enum.auto()
+    DELETED = enum.auto()
 
 
 _ANY: Final = frozenset(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fpu_core.sched import switch_to
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILECFG_BYTES, TileOp
-from host_agent.directives import issue_directive
 from host_agent.errors import Reason, Refused, invalid
 from host_agent.events import (
+    Directive,
     DoneOutcome,
     Enter,
     EventKind,
@@ -29,6 +29,7 @@ from host_agent.events import (
     Xsetbv,
 )
 from host_agent.exit_desk import cancel_exit, open_exit
+from host_agent.exits import ExitResult
 from host_agent.kvm import intercept
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
@@ -55,7 +56,7 @@ def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explic
         case Hlt():
             if vcpu.state is VcpuState.ENTERED and not explicit:
                 leave_guest(vm, vcpu)
-            return done_outcome(vcpu, None)
+            return done_outcome(vcpu, Done())
         case _:
             return _instruction(state, vm, vcpu, seq, kind, explicit=explicit)
 
@@ -199,7 +200,9 @@ def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
     A vCPU that is not loaded is not unloaded (bug B20); one that is, is loaded again afterwards.
     """
     if vcpu.state in (VcpuState.PARKED, VcpuState.PAUSED):
-        cancel_exit(state, vcpu, issue_directive(state, vcpu, "RESET", "INIT"), "INIT")
+        state.serial += 1
+        again = Directive(state.serial, state.vcpu_name(vcpu), "RESUME", "INIT")  # its VMM sent it: nothing to be told
+        cancel_exit(state, vcpu, again, "INIT", ExitResult.VCPU_INIT)
         vcpu.move(VcpuEvent.SETTLE)
     was_entered = vcpu.state is VcpuState.ENTERED
     task = runner(vm, vcpu) if was_entered else None
@@ -222,7 +225,7 @@ def _need_entered(state: HostState, vcpu: Vcpu) -> None:
 
 
 def done_outcome(vcpu: Vcpu, done: Done | None) -> DoneOutcome:
-    """An effect, with the interception as it is now."""
+    """An effect, with the interception as it is now. Without ``done`` there was no instruction to skip."""
     growth = None
     if done is not None and done.reallocated is not None:
         grown = done.reallocated
@@ -230,6 +233,7 @@ def done_outcome(vcpu: Vcpu, done: Done | None) -> DoneOutcome:
     return DoneOutcome(
         value=done.value if done is not None else None,
         data=done.data if done is not None else b"",
+        skip_instruction=done is not None,
         reallocated=growth,
         intercepts=intercepts(vcpu),
     )

@@ -88,12 +88,14 @@ class HostMachine:
         state = self.state
         state.now_ns = max(state.now_ns, now_ns)
         state.revision += 1
-        due(state)
+        idle = not due(state)
         try:
             reply = self._once(command)
         except Refused as refused:
+            state.revision -= idle  # a revision is a change
             self._applied(command, refused)
             raise
+        state.revision -= idle and isinstance(command, c.Tick)
         self._applied(command, reply)
         return reply
 

@@ -13,6 +13,7 @@ from host_agent.events import (
     BlockedOutcome,
     GuestEvent,
     Init,
+    Malformed,
     Outcome,
     RejectedOutcome,
 )
@@ -172,6 +173,11 @@ def _sequenced(state: HostState, session: SessionRecord, event: GuestEvent) -> O
 def _take(state: HostState, session: SessionRecord, vcpu: Vcpu, side: VcpuSide, event: GuestEvent) -> Outcome:
     """Run the event: from here on its number is used, and its outcome is kept until it is received."""
     side.next_seq = event.seq + 1
+    if isinstance(event.kind, Malformed):
+        bad = event.kind
+        outcome = Outcome(event.vcpu, event.seq, RejectedOutcome(bad.reason, bad.text, bad.field, dict(bad.metadata)))
+        side.outcomes[event.seq] = outcome
+        return outcome
     try:
         _check_runnable(event.vcpu, vcpu)
         kind = run_event(state, vcpu, event.seq, event.kind, explicit=session.explicit)

@@ -191,8 +191,14 @@ class HostState:
     def next_id(self, kind: str) -> str:
         """Return an id nobody had before, on this boot or another: made of the boot id and a counter."""
         self.serial += 1
-        digest = hashlib.sha256(f"{self.config.boot_id}/{kind}/{self.serial}".encode()).hexdigest()
-        return f"{kind}-{digest[:12]}"
+        return self._id(kind, self.serial)
+
+    def _id(self, kind: str, serial: int) -> str:
+        return f"{kind}-{hashlib.sha256(f'{self.config.boot_id}/{kind}/{serial}'.encode()).hexdigest()[:12]}"
+
+    def vcpu_uid(self, vcpu: Vcpu) -> str:
+        """The uid of a vCPU: of this creation of it, whatever had its name before."""
+        return self._id("vcpu", vcpu.serial)
 
     def next_epoch(self) -> int:
         """Return a fencing token higher than any before."""
@@ -246,7 +252,7 @@ class HostState:
     def side(self, vcpu: Vcpu) -> VcpuSide:
         """The agent's part of a vCPU, made if it is the first time."""
         if vcpu.agent is None:
-            vcpu.agent = VcpuSide(uid=self.next_id("vcpu"))
+            vcpu.agent = VcpuSide(uid=self.vcpu_uid(vcpu))
         assert isinstance(vcpu.agent, VcpuSide)
         return vcpu.agent
 

@@ -27,9 +27,15 @@ def _deadlines(state: HostState) -> Iterator[int]:
             yield record.expires_ns
 
 
-def due(state: HostState) -> None:
-    """Let everything that is due happen: sessions first, then controls, then exits, each in the order it was made."""
+def due(state: HostState) -> bool:
+    """Let everything that is due happen: sessions first, then controls, then exits, each in the order it was made.
+
+    Returns whether anything was.
+    """
     now_ns = state.now_ns
+    first = next_deadline_ns(state)
+    if first is None or first > now_ns:
+        return False
     for session in [each for each in state.sessions.values() if each.expires_ns <= now_ns]:
         end_session(state, session, expired=True)
     for control in [each for each in state.controls.values() if each.expires_ns <= now_ns]:
@@ -39,3 +45,4 @@ def due(state: HostState) -> None:
             retry(state, state.vcpu(record.vcpu), record)
         elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:
             deadline_passed(state, record)
+    return True

@@ -10,6 +10,7 @@ from host_agent.directives import finish_pending, issue_directive
 from host_agent.errors import Reason, Refused, invalid
 from host_agent.events import Directive, GoneOutcome
 from host_agent.exit_desk import cancel_exit
+from host_agent.exits import ExitResult
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.vcpu import Vcpu, create_vcpu, destroy_vcpu
 from host_agent.state import HostState, VcpuSide
@@ -29,7 +30,8 @@ def create(state: HostState, command: CreateVcpu) -> Vcpu:
     if command.task:
         state.task(f"{vm.name}/tasks/{command.task}")
     state.act_for(vm.name, name)
-    created = create_vcpu(vm.kvm, command.index, confidential=command.confidential)
+    state.serial += 1
+    created = create_vcpu(vm.kvm, command.index, serial=state.serial, confidential=command.confidential)
     if isinstance(created, AllocFailure):
         raise Refused(
             Reason.ALLOCATION_FAILED,
@@ -53,17 +55,17 @@ def delete(state: HostState, command: DeleteVcpu) -> None:
 
 def remove_vcpu(state: HostState, vcpu: Vcpu, why: str) -> None:
     """Stop a vCPU for good and take it out of the books."""
-    stop_vcpu(state, vcpu, why)
+    stop_vcpu(state, vcpu, why, ExitResult.DELETED)
     side = vcpu.agent
     if isinstance(side, VcpuSide) and side.session is not None:
         side.session.vcpus.pop(state.vcpu_name(vcpu), None)
     destroy_vcpu(vcpu)
 
 
-def stop_vcpu(state: HostState, vcpu: Vcpu, why: str) -> Directive:
+def stop_vcpu(state: HostState, vcpu: Vcpu, why: str, result: ExitResult) -> Directive:
     """KILL: it leaves the guest if it is there, its exit is cancelled, its pending event is gone; its VMM is told."""
     directive = issue_directive(state, vcpu, "STOP", why)
-    cancel_exit(state, vcpu, directive, why)
+    cancel_exit(state, vcpu, directive, why, result)
     if vcpu.state is VcpuState.ENTERED:
         leave_guest(state.vms[vcpu.vm.account.name], vcpu)
     vcpu.move(VcpuEvent.KILL)

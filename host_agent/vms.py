@@ -15,6 +15,7 @@ from host_agent.directives import finish_pending, issue_directive
 from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import GoneOutcome
 from host_agent.exit_desk import cancel_exit
+from host_agent.exits import ExitResult
 from host_agent.ids import check_id
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.policy import allocation_policy
@@ -144,7 +145,7 @@ def reset_vcpus(state: HostState, vm: VmRecord, why: str) -> None:
         if vcpu.state is VcpuState.BROKEN:
             continue
         directive = issue_directive(state, vcpu, "RESET", why)
-        cancel_exit(state, vcpu, directive, why)
+        cancel_exit(state, vcpu, directive, why, ExitResult.VM_RESET)
         if vcpu.state is VcpuState.ENTERED:
             leave_guest(vm, vcpu)
         if vcpu.agent is not None:

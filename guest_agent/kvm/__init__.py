@@ -12,13 +12,15 @@ Standard library only.
 
 from __future__ import annotations
 
+from guest_agent.event import TileOp
 from guest_agent.kvm.error import KvmError
 from guest_agent.kvm.kick import install_kick_signal
 from guest_agent.kvm.program import GrowthOrder, GuestProgram
-from guest_agent.kvm.report import GuestMark, GuestReport, Mark, Outcome
-from guest_agent.kvm.trap import Done, Inject, Stop, TileOp, TrapHandler, TrapResult
+from guest_agent.kvm.report import GuestReport
+from guest_agent.kvm.trap import Done, Inject, Stop, TrapHandler, TrapResult
 from guest_agent.kvm.vm import MSR_IA32_XFD, MSR_IA32_XFD_ERR, kvm_available
 from guest_agent.kvm.vmm import KvmGuest
+from guest_agent.report import GuestMark, Mark, Outcome
 
 __all__ = [
     "MSR_IA32_XFD",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guest_agent.kvm.trap import TileOp
+from guest_agent.event import TileOp
 
 #: The longest instruction the processor accepts.
 INSTRUCTION_BYTES_MAX = 15

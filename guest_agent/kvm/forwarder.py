@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, assert_never
 
+from guest_agent.event import TileOp
 from guest_agent.kvm.decode import INSTRUCTION_BYTES_MAX, TileInstruction, decode_tile
 from guest_agent.kvm.error import KvmError
 from guest_agent.kvm.exit import Halted, MsrRead, MsrWrite, PortWrite
@@ -12,7 +13,7 @@ from guest_agent.kvm.long_mode import GP_VECTOR, NM_VECTOR, UD_VECTOR, user_sreg
 from guest_agent.kvm.memory import GuestAddressError, GuestMemory
 from guest_agent.kvm.program import GuestProgram, Port
 from guest_agent.kvm.tile import CONFIG_BYTES, TILE_BYTES, UNCONFIGURED, gather_tile, read_shapes, scatter_tile
-from guest_agent.kvm.trap import Done, Inject, Stop, TileOp, TrapHandler, TrapResult
+from guest_agent.kvm.trap import Done, Inject, Stop, TrapHandler, TrapResult
 from guest_agent.kvm.vcpu import Vcpu
 
 _XSETBV = bytes.fromhex("0f01d1")

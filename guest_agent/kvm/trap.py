@@ -6,20 +6,10 @@ that decides anything; it turns exits into calls and answers into guest state.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Protocol
 
-
-class TileOp(enum.Enum):
-    """The tile instructions the VMM forwards, by the manual's mnemonics."""
-
-    LDTILECFG = "LDTILECFG"
-    STTILECFG = "STTILECFG"
-    TILERELEASE = "TILERELEASE"
-    TILEZERO = "TILEZERO"
-    TILELOADD = "TILELOADD"
-    TILESTORED = "TILESTORED"
+from guest_agent.event import TileOp
 
 
 @dataclass(frozen=True, slots=True)

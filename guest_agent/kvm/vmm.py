@@ -22,10 +22,11 @@ from guest_agent.kvm.forwarder import Forwarder
 from guest_agent.kvm.kick import install_kick_signal
 from guest_agent.kvm.long_mode import kernel_sregs
 from guest_agent.kvm.program import MEMORY_SIZE, GuestProgram, Port
-from guest_agent.kvm.report import GuestMark, GuestReport, Mark, Outcome, halted_outcome
+from guest_agent.kvm.report import GuestReport
 from guest_agent.kvm.trap import Stop, TrapHandler
 from guest_agent.kvm.vcpu import Vcpu
 from guest_agent.kvm.vm import KVM_DEVICE, Kvm, Vm
+from guest_agent.report import GuestMark, Mark, Outcome, halted_outcome
 
 
 class KvmGuest:

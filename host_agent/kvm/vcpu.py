@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fpu_core.alloc import Account, AllocFailure
-from fpu_core.fpstate import Fpstate
+from fpu_core.fpstate import Fpstate, fpstate_init_user
 from fpu_core.fpu import Fpu, FpuGuest, FpuHost
 from fpu_core.guest import alloc_guest_fpstate, free_guest_fpstate, guest_container, update_guest_xfd
+from fpu_core.layout import FXSAVE_SIZE_BYTES
 from fpu_core.permission import get_permitted
 from fpu_core.xfeature import (
     XFEATURE_MASK_AVX512,
@@ -100,15 +101,18 @@ class Vcpu:
         "index",
         "nm_intercept",
         "pkru",
+        "serial",
         "state",
         "vm",
         "xcr0",
         "xfd_passthrough",
     )
 
-    def __init__(self, vm: KvmVm, index: int) -> None:
+    def __init__(self, vm: KvmVm, index: int, serial: int = 0) -> None:
         self.vm = vm
         self.index = index
+        #: Which creation this was: a later vCPU of the same index has another.
+        self.serial = serial
         self.guest = FpuGuest()
         #: The task whose KVM_RUN this vCPU is in; None outside.
         self.fpu: Fpu | None = None
@@ -149,9 +153,9 @@ class Vcpu:
         return f"<Vcpu {self.index} {self.state.name} {self.guest.fpstate} request={self.guest.realloc_request}>"
 
 
-def create_vcpu(vm: KvmVm, index: int, *, confidential: bool = False) -> Vcpu | AllocFailure:
+def create_vcpu(vm: KvmVm, index: int, *, serial: int = 0, confidential: bool = False) -> Vcpu | AllocFailure:
     """KVM_CREATE_VCPU: allocate the default container and lock guest permissions. ENOMEM leaves nothing behind."""
-    vcpu = Vcpu(vm, index)
+    vcpu = Vcpu(vm, index, serial)
     failure = alloc_guest_fpstate(vm.leader, vcpu.guest)
     if failure is not None:
         return failure
@@ -175,7 +179,9 @@ def reset_vcpu(vcpu: Vcpu) -> None:
     vcpu.xcr0 = XFEATURE_MASK_FP
     vcpu.guest.xfd_err = 0
     vcpu.pkru = 0
-    vcpu.fpstate.xstate_bv = 0
+    # Not by XSTATE_BV alone: FXRSTOR loads x87 and SSE, and a standard-format XRSTOR loads MXCSR, whatever it says.
+    vcpu.fpstate.regs[:FXSAVE_SIZE_BYTES] = bytes(FXSAVE_SIZE_BYTES)
+    fpstate_init_user(vcpu.fpstate, vcpu.vm.host.config)
     update_guest_xfd(None, vcpu.guest, 0)
     vcpu.incarnation += 1
 

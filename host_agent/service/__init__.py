@@ -1,0 +1,1 @@
+"""The gRPC shells around HostMachine: translate, submit, await, translate."""

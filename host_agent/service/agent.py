@@ -1,0 +1,172 @@
+"""HostAgent: the machine with a clock and with listeners. Every service submits its commands here.
+
+    submit(command)     apply it, deliver what became known, look when something is due next
+
+The machine is synchronous, so a command is applied whole before anything else happens on the loop: an agent belongs to
+one event loop, and its methods are called on that loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fpu_core.errors import CoreBug
+from fpu_core.trace import CoreTracer
+from host_agent.commands import AcquireControl, Command, OpenSession, Tick
+from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, OutcomeReady
+from host_agent.errors import Reason, Refused
+from host_agent.exits import ExitRecord
+from host_agent.machine import HostMachine
+from host_agent.service.attachments import Attachments, Outlet
+from host_agent.service.clock import Clock, MonotonicClock, Timer
+from host_agent.service.errors import Failure, failure_of
+from host_agent.service.exit_watch import ExitNews, ExitWatchers
+from host_agent.service.outcome_waits import OutcomeWaits
+from host_agent.service.translate.exit import exit_to_proto
+from host_agent.state import HostConfig, HostState, VcpuSide
+
+_log = logging.getLogger(__name__)
+
+
+class HostAgent:
+    """One host, alive: ``machine`` is what it knows, ``clock`` is its time."""
+
+    def __init__(self, config: HostConfig, *, clock: Clock | None = None, tracer: CoreTracer | None = None) -> None:
+        self.machine = HostMachine(config, tracer=tracer)
+        self.clock: Clock = clock if clock is not None else MonotonicClock()
+        self.outcomes = OutcomeWaits()
+        self.attachments = Attachments()
+        self.exit_watchers = ExitWatchers()
+        self._timer: Timer | None = None
+        self._alive_sessions = 0
+
+    @property
+    def state(self) -> HostState:
+        """What the machine knows, to be read."""
+        return self.machine.state
+
+    def submit(self, command: Command, then: Callable[[Any], None] | None = None) -> Any:  # noqa: ANN401
+        """Apply ``command`` now and return its reply; raises ``Refused``, after which nothing has changed but time.
+
+        ``then`` gets the reply before anything else that became known goes out: who hands on outcomes hands on a
+        pending one before its final one, even where one batch brought both.
+        """
+        try:
+            reply = self.machine.apply(command, self.clock.now_ns())
+            if then is not None:
+                then(reply)
+        finally:
+            self._after(command)
+        return reply
+
+    def answered(self, request_id: str) -> bool:
+        """Whether a command with this request id was carried out before, so that its answer stands whatever is now."""
+        return bool(request_id) and request_id in self.state.requests
+
+    def close(self) -> None:
+        """Be called by the clock no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def exit_record(self, name: str) -> ExitRecord | None:
+        """An exit by its name, open or still remembered."""
+        return self.state.exits.get(name) or self.state.resolved_exits.get(name)
+
+    # -- what a command makes known ------------------------------------------------------------------------------------
+
+    def _after(self, command: Command) -> None:
+        effects = self.machine.take_effects()
+        for effect in effects:
+            self._deliver(effect)
+        self._deliver_exits(effects)
+        self._end_sessions(opened=isinstance(command, OpenSession))
+        # Everything else moves deadlines later or takes them away, which a timer that comes too early finds out.
+        sets_deadline = isinstance(command, OpenSession | AcquireControl | Tick)
+        if sets_deadline or any(isinstance(effect, ExitChanged) for effect in effects):
+            self._set_timer()
+
+    def _deliver(self, effect: Effect) -> None:
+        match effect:
+            case OutcomeReady(outcome):
+                self.outcomes.deliver(outcome)
+                outlet = self._outlet(outcome.vcpu)
+                if outlet is not None:
+                    outlet.push(outcome)
+            case DirectiveIssued(session, directive):
+                outlet = self.attachments.outlet(directive.vcpu)
+                if outlet is not None and outlet.session == session:
+                    outlet.push(directive)
+            case ExitChanged() | Drained():
+                pass  # the exits go out together, below; draining is the server's
+
+    def _outlet(self, vcpu: str) -> Outlet | None:
+        """Where a vCPU's outcomes go. The stream of a session that was fenced off hears nothing more of it."""
+        outlet = self.attachments.outlet(vcpu)
+        try:
+            side = self.state.vcpu(vcpu).agent
+        except Refused:
+            return outlet  # deleted: its VMM is to hear that
+        session = side.session if isinstance(side, VcpuSide) else None
+        return outlet if outlet is not None and session is not None and outlet.session == session.name else None
+
+    def _deliver_exits(self, effects: list[Effect]) -> None:
+        """Tell the watchers, each exit once per command, as it is now."""
+        if self.exit_watchers.empty.is_set():
+            return
+        for name in dict.fromkeys(effect.exit for effect in effects if isinstance(effect, ExitChanged)):
+            record = self.exit_record(name)
+            if record is not None:
+                news = ExitNews(record.vm, exit_to_proto(self.state, record), self.state.revision)
+                self.exit_watchers.deliver(news)
+
+    def _end_sessions(self, *, opened: bool) -> None:
+        """Let the streams and the waiting calls of sessions that are over know. Where none can be, do not look."""
+        alive = len(self.state.sessions)
+        if alive >= self._alive_sessions and not opened:
+            self._alive_sessions = alive
+            return
+        self._alive_sessions = alive
+        for name in (self.attachments.sessions() | self.outcomes.sessions()) - self.state.sessions.keys():
+            self._end_session(name, expired=self.state.ended_sessions.get(name, False))
+
+    def _end_session(self, name: str, *, expired: bool) -> None:
+        reason = Reason.SESSION_EXPIRED if expired else Reason.SESSION_NOT_FOUND
+        text = f"session {name!r} {'has expired' if expired else 'was closed'}"
+        failure = failure_of(Refused(reason, text, session=name))
+        assert failure is not None
+        self.outcomes.session_ended(name, failure)
+        self.attachments.finish_session(name, failure if expired else None)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        """Ask to be called when something is due next."""
+        self.close()
+        due_ns = self.machine.next_deadline_ns()
+        if due_ns is not None:
+            self._timer = self.clock.call_at(due_ns, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """Let what is due happen. The timer may have come for a deadline that has moved meanwhile."""
+        self._timer = None
+        due_ns, now_ns = self.machine.next_deadline_ns(), self.clock.now_ns()
+        if due_ns is None or due_ns > now_ns:
+            self._set_timer()
+            return
+        try:
+            self.submit(Tick())
+        except Exception:
+            _log.exception("a bug of the host: what was due at %d ns failed", due_ns)
+            raise
+        left_ns = self.machine.next_deadline_ns()
+        if left_ns is not None and left_ns <= due_ns:
+            self.close()  # rather no timer than one that never lets go
+            raise CoreBug(f"what was due at {due_ns} ns is due still")
+
+
+def host_gone() -> Failure:
+    """What the streams end with when the host goes away."""
+    return Failure.because("HOST_DRAINING", "the host is going away: open a new session where DRAINING said")

@@ -1,0 +1,30 @@
+"""What the service does not go beyond: the numbers behind GetHostInfoResponse.limits that are not the machine's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Events of one batch; what comes in one message is applied in one go, and nothing else happens meanwhile.
+EVENTS_PER_BATCH_MAX: Final = 4096
+#: Events of one session without a final outcome.
+CREDITS_MAX: Final = 4096
+#: A message to the host, in bytes: gRPC's own default. A batch of 450 whole XTILE_DATA components (8 KiB each) fits.
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+#: How much register data one stream message from the host carries at most, in bytes: a client's default limit is 4 MiB.
+OUTCOME_BYTES_MAX: Final = 1024 * 1024
+#: Outcomes in one stream message from the host.
+OUTCOMES_PER_MESSAGE_MAX: Final = 1024
+#: What may wait to be written on one Attach stream, in outcomes and directives, before the reader is given up.
+OUTBOX_MAX: Final = 65_536
+#: Changes that may wait to be written on one WatchExits stream before the watcher is given up and has to list again.
+WATCH_QUEUE_MAX: Final = 1024
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1000
+#: Deadline of a unary call that came without one, in seconds.
+CALL_DEADLINE_S: Final = 60.0
+#: The shortest lease that is granted, in nanoseconds; a shorter wish is granted this.
+LEASE_MIN_NS: Final = 1_000_000
+#: The longest grace of a drain, in seconds.
+GRACE_MAX_S: Final = 3600.0
+#: A watcher that hears nothing else hears this often that nothing has happened, in seconds.
+BOOKMARK_INTERVAL_S: Final = 10.0

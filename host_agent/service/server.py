@@ -1,0 +1,216 @@
+"""HostServer: the gRPC server around one HostAgent, from its socket to its end.
+
+    async with HostServer(HostConfig(), "unix:/run/user/1000/fpstated/host.sock") as server:
+        await server.wait()
+
+Messages to the host have at most ``limits.MESSAGE_BYTES_MAX`` bytes. What the host sends is not limited: a client that
+reads many whole XTILE_DATA components with one SubmitEvents raises its own limit, or asks for fewer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+import grpc
+from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
+from fpstate.v1 import (
+    exit_pb2,
+    exit_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
+    vcpu_pb2,
+    vcpu_pb2_grpc,
+    vm_pb2,
+    vm_pb2_grpc,
+    watch_pb2,
+    watch_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fpu_core.trace import CoreTracer
+from host_agent.service.address import AddressError, TcpAddress, UnixAddress, parse_address, prepare_socket
+from host_agent.service.agent import HostAgent
+from host_agent.service.clock import Clock
+from host_agent.service.drain import Drain
+from host_agent.service.exit_service import ExitService
+from host_agent.service.fault_service import FaultService
+from host_agent.service.host_service import HostService
+from host_agent.service.interceptor import ErrorInterceptor
+from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
+from host_agent.service.session_service import GuestSessionService
+from host_agent.service.task_service import TaskService
+from host_agent.service.unbuilt import UnbuiltInterceptor
+from host_agent.service.vcpu_service import VcpuService
+from host_agent.service.vm_service import VmService
+from host_agent.state import HostConfig
+
+_log = logging.getLogger(__name__)
+
+#: Every service of the contract.
+SERVICES: Final = tuple(
+    service.full_name
+    for module in (host_pb2, vm_pb2, task_pb2, vcpu_pb2, session_pb2, exit_pb2, migration_pb2, watch_pb2, fault_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+_OPTIONS: Final = (
+    # Two hosts on one port would share its calls, and each would know half of everything.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),
+    # Clients ping every 20 to 30 s, with or without calls; a server left at its defaults would hang up on them.
+    # Source: grpc/doc/keepalive.md.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class HostServer:
+    """A host that listens. ``agent`` is what it serves; ``address`` is where, once ``start`` has returned."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        address: str,
+        *,
+        allow_insecure_tcp: bool = False,
+        clock: Clock | None = None,
+        tracer: CoreTracer | None = None,
+        reflect: bool = True,
+        call_deadline_s: float = CALL_DEADLINE_S,
+        bookmark_interval_s: float = BOOKMARK_INTERVAL_S,
+    ) -> None:
+        """Read the address; nothing is opened yet. Raises ``AddressError``.
+
+        ``call_deadline_s`` is the deadline of a unary call that comes without one; ``bookmark_interval_s`` is how long
+        a watcher goes without news; ``reflect`` offers gRPC reflection; ``tracer`` hears every hardware operation.
+        """
+        self._listen = parse_address(address, allow_insecure_tcp=allow_insecure_tcp)
+        self.agent = HostAgent(config, clock=clock, tracer=tracer)
+        self.address = self._listen.target
+        self._reflect = reflect
+        self._call_deadline_s = call_deadline_s
+        self._bookmark_interval_s = bookmark_interval_s
+        self._server: grpc.aio.Server | None = None
+        self._drain: Drain | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen and serve. Raises ``AddressError`` where the socket is in use or cannot be had."""
+        assert self._server is None, "a server starts once"
+        if isinstance(self._listen, UnixAddress):
+            prepare_socket(self._listen)
+        interceptors = (ErrorInterceptor(self._call_deadline_s), UnbuiltInterceptor())
+        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        await self._add_services(server)
+        try:
+            self._bind(server)
+        except AddressError:
+            await server.stop(None)
+            raise
+        await server.start()
+        self._server = server
+        if isinstance(self._listen, UnixAddress):
+            self._listen.path.chmod(0o600)
+        _log.info("serving on %s", self.address)
+
+    async def _add_services(self, server: grpc.aio.Server) -> None:
+        agent = self.agent
+        healths = health.aio.HealthServicer()
+        self._drain = drain = Drain(agent, healths)
+        host_service = HostService(agent, drain, call_deadline_s=self._call_deadline_s)
+        exit_service = ExitService(agent, bookmark_interval_s=self._bookmark_interval_s)
+        host_pb2_grpc.add_HostServiceServicer_to_server(host_service, server)
+        vm_pb2_grpc.add_VmServiceServicer_to_server(VmService(agent), server)
+        task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(agent), server)
+        vcpu_pb2_grpc.add_VcpuServiceServicer_to_server(VcpuService(agent), server)
+        session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent), server)
+        exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
+        fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent), server)
+        migration_pb2_grpc.add_MigrationServiceServicer_to_server(migration_pb2_grpc.MigrationServiceServicer(), server)
+        watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_pb2_grpc.WatchServiceServicer(), server)
+        await self._add_health(healths, server)
+        if self._reflect:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+
+    async def _add_health(self, healths: health.aio.HealthServicer, server: grpc.aio.Server) -> None:
+        """Each service has its own status; those of which no call is built, or which are off, do not serve."""
+        unbuilt = {"fpstate.v1.MigrationService", "fpstate.v1.WatchService"}
+        if not self.agent.state.config.faults:
+            unbuilt.add("fpstate.fault.v1.FaultService")
+        status = health_pb2.HealthCheckResponse
+        for name in SERVICES:
+            await healths.set(name, status.NOT_SERVING if name in unbuilt else status.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        try:
+            port = server.add_insecure_port(self._listen.target)
+        except RuntimeError as error:
+            raise AddressError(f"{self._listen.target}: {error}") from error
+        if isinstance(self._listen, TcpAddress):
+            self.address = TcpAddress(self._listen.host, port).target
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on; 0 on a unix socket."""
+        return int(self.address.rpartition(":")[2]) if isinstance(self._listen, TcpAddress) else 0
+
+    async def wait(self) -> None:
+        """Return when the server has stopped."""
+        assert self._server is not None, "start it first"
+        await self._server.wait_for_termination()
+
+    async def drained(self) -> None:
+        """Return when a drain that somebody began is over; at once where nobody has."""
+        assert self._drain is not None, "start it first"
+        await self._drain.done()
+
+    async def drain_and_stop(self, grace_s: float = 5.0) -> None:
+        """Health NOT_SERVING, DRAINING on the streams, ``grace_s`` for their clients to go, then stop."""
+        assert self._drain is not None, "start it first"
+        await self._drain.begin(grace_s)
+        await self._drain.done()
+        await self.stop(grace_s)
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """End every call after ``grace_s`` seconds at most and close the socket. A second call changes nothing."""
+        if self._server is None:
+            return
+        if self._drain is not None:
+            self._drain.cancel()
+        await self._server.stop(grace_s)
+        self.agent.close()
+        if isinstance(self._listen, UnixAddress):
+            _unlink(self._listen.path)
+
+
+def _unlink(path: Path) -> None:
+    """GRPC removes the socket itself; where it did not, nobody is to find it."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+
+
+async def serve(config: HostConfig, address: str, *, allow_insecure_tcp: bool = False) -> HostServer:
+    """Start a host on ``address`` and return it; the caller waits for it and stops it."""
+    server = HostServer(config, address, allow_insecure_tcp=allow_insecure_tcp)
+    await server.start()
+    return server

@@ -1,0 +1,39 @@
+"""Scenarios: short text files that say what a host does, with its full output. They are read before they are run.
+
+A file is a list of blocks, apart by an empty line:
+
+    # One or more lines that say what the block shows.
+    guest wrmsr XFD=0
+    ----
+    G  WRMSR XFD=0
+    H    realloc request: XTILE_DATA, XFD to be 0   leave the loop, swap out
+    H  fpstate 2560 -> 10752 B                      commit XCR0=0x602e7 XFD=0, enter again
+    G    done
+
+Above ``----`` stand commands, one a line; below it what they print, in lanes as in the founding mail: ``H`` is the
+host, ``G`` the guest, ``U`` userspace, which is the VMM and the controller. Every command drives a real HostMachine,
+whose invariants are all checked after every step; at the end of each file the log of its commands is replayed on a
+fresh machine, which must reach the identical digest.
+
+``pytest tests/test_scenarios.py --rewrite`` writes what was printed into the files. Commit such a change only if you
+can say why each line of it is right.
+
+    create-vm NAME [profile=] [without=] [rules=] [limit=]   delete-vm NAME [force]     reset-vm NAME
+    permit guest|host FEATURE [vm=]                         cpuid MASK [vm=]
+    create-vcpu N [vm=] [task=] [confidential]              delete-vcpu VCPU
+    task NAME create | schedule CPU | preempt | load FEATURE PATTERN | read FEATURE
+              | kernel-fpu | clone CHILD thread|process | exec | exit
+    fail-allocation [point=] [nth=] [times=] [vm=] [vcpu=]  fail-allocation off
+    limit vm|host BYTES|none                                advance DURATION
+    preempt-at intercept|realloc [kernel-fpu]               trace on|off
+    session [explicit] [vcpus=] [lease=] [client=]          close-session [N]
+    guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS
+    controller NAME [scope=] [lease=] [label=]              keep-alive [N]
+    decide DECISION [exit=] [generation=] [as=]             decisions: controller_commands.DECISIONS
+    show vcpu | fpstate | registers | cpu | exit | ledger | permissions | faults | digest [OF]
+    replay
+
+A VCPU is ``0`` in the first VM or ``b/0`` in another, a task ``main`` or ``b/main``. A mask is hexadecimal or feature
+names joined by ``|``. A PATTERN is a name of your choice: the same name is the same bytes, and bytes that are read back
+are shown by the name they were loaded under.
+"""

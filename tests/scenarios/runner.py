@@ -1,0 +1,84 @@
+"""Running a scenario file: commands to handlers, output beside what was expected, and the replay at the end."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from host_agent.errors import Refused
+from tests.scenarios import controller_commands, guest_commands, host_commands, session_commands, show, task_commands
+from tests.scenarios.block import Block, Command, ScenarioError, format_blocks, parse_blocks
+from tests.scenarios.operands import Words
+from tests.scenarios.world import World, refusal
+
+#: Every command by its word.
+COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
+    "create-vm": host_commands.create_vm,
+    "delete-vm": host_commands.delete_vm,
+    "reset-vm": host_commands.reset_vm,
+    "permit": host_commands.permit,
+    "cpuid": host_commands.cpuid,
+    "create-vcpu": host_commands.create_vcpu,
+    "delete-vcpu": host_commands.delete_vcpu,
+    "fail-allocation": host_commands.fail_allocation,
+    "limit": host_commands.limit,
+    "advance": host_commands.advance,
+    "preempt-at": host_commands.preempt_at,
+    "trace": host_commands.trace,
+    "replay": host_commands.replay,
+    "task": task_commands.task,
+    "session": session_commands.session,
+    "keep-alive": session_commands.keep_alive,
+    "close-session": session_commands.close_session,
+    "guest": guest_commands.guest,
+    "controller": controller_commands.controller,
+    "decide": controller_commands.decide,
+    "show": show.show,
+}
+
+
+def run(text: str) -> str:
+    """Run a scenario and return the file as it would be with what was printed.
+
+    Raises ``ScenarioError`` for a file that cannot be run, and for a log whose replay does not reach the same digest.
+    A violated invariant raises the core's own ``CoreBug``: no file can expect one.
+    """
+    blocks = parse_blocks(text)
+    world = World()
+    outputs = [_run_block(world, block) for block in blocks]
+    if world.planned is not None:
+        raise ScenarioError("a preemption was planned and never happened")
+    world.replay()
+    return format_blocks(blocks, outputs)
+
+
+def _run_block(world: World, block: Block) -> tuple[str, ...]:
+    for command in block.commands:
+        try:
+            _run_command(world, command)
+        except ScenarioError as error:
+            raise ScenarioError(f"line {command.line}: {command.text}: {error}") from error
+    return world.lanes.take()
+
+
+def _run_command(world: World, command: Command) -> None:
+    words = Words(command.text)
+    handler = COMMANDS.get(words.name)
+    if handler is None:
+        raise ScenarioError(f"expected one of {', '.join(COMMANDS)}")
+    try:
+        handler(world, words)
+    except Refused as refused:
+        world.lanes.user(refusal(world, refused))
+        world.tell_effects()
+    finally:
+        world.acting_task = None
+
+
+def difference(path: Path, expected: str, printed: str) -> str:
+    """A unified diff, and what to do about it."""
+    diff = difflib.unified_diff(expected.splitlines(), printed.splitlines(), "expected", "printed", n=6, lineterm="")
+    rewrite = f".venv/bin/python -m pytest tests/test_scenarios.py -k {path.stem} --rewrite"
+    return "\n".join([f"{path.name} prints something else:", "", *diff, "", f"if that is right: {rewrite}"])

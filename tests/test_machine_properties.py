@@ -1,0 +1,522 @@
+"""A host under random commands: events, failures, decisions, time, sessions, and everything sent twice.
+
+After every command the machine checks its own invariants; the books in tests/core/host.py check what a client relies
+on; and the text of the log, replayed, leads to the same digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import event
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fault_lab.injection.table import FaultAttributes
+from fpu_core.alloc import FAULT_POINTS
+from fpu_core.tile import TileOp
+from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_SSE
+from host_agent.commands import (
+    AckDirective,
+    AcquireControl,
+    ArmFault,
+    CloneTask,
+    CloseSession,
+    Command,
+    CreateTask,
+    CreateVcpu,
+    CreateVm,
+    DeleteVcpu,
+    DeleteVm,
+    DisarmFault,
+    ExecTask,
+    ExitTask,
+    KeepAlive,
+    KernelFpu,
+    OpenSession,
+    PreemptTask,
+    ReleaseControl,
+    RenewControl,
+    RequestPermission,
+    ResetVm,
+    ResolveExit,
+    ScheduleTask,
+    SetCpuid,
+    SetHostLimit,
+    SubmitBatch,
+    Tick,
+    UpdateVm,
+    UseFeature,
+)
+from host_agent.errors import Reason, Refused
+from host_agent.events import (
+    BlockedOutcome,
+    DoneOutcome,
+    Enter,
+    EventKind,
+    GuestEvent,
+    Hlt,
+    Init,
+    Leave,
+    Nm,
+    Outcome,
+    PendingOutcome,
+    Preempt,
+    Rdmsr,
+    RegisterRead,
+    RegisterWrite,
+    RejectedOutcome,
+    Tile,
+    Wrmsr,
+    XfdSync,
+    Xsetbv,
+)
+from host_agent.exits import Decision, DecisionKind
+from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import SessionRecord, VcpuSide
+from tests.core import profiles
+from tests.core.host import SECOND_NS, Host, host_config
+from tests.core.samples import random_bytes, tilecfg
+
+profiles.load_profile()
+
+T = TypeVar("T")
+
+VMS = ("vms/a", "vms/b")
+SSE_BYTES = 256
+_TILES = tilecfg(16, 64)
+
+index = st.integers(0, 7)
+seeds = st.integers(0, 2**32)
+
+kinds: st.SearchStrategy[EventKind] = st.one_of(
+    st.builds(Xsetbv, st.just(0), st.sampled_from([0x602E7, 0x602E7, 0x2E7, 0x7, 0x1, 0x40003, 0])),
+    st.builds(Wrmsr, st.sampled_from([MSR_IA32_XFD] * 3 + [MSR_IA32_XFD_ERR, 0x10]), st.sampled_from([0, 0x40000, 1])),
+    st.builds(Rdmsr, st.sampled_from([MSR_IA32_XFD, MSR_IA32_XFD_ERR])),
+    st.builds(RegisterWrite, st.just(XFEATURE_SSE), st.just(0), seeds.map(lambda seed: random_bytes(seed, SSE_BYTES))),
+    st.builds(
+        RegisterWrite, st.sampled_from([2, 9, 17, 18, 19, 40]), st.sampled_from([0, 4, 9_000]), st.just(b"\x09ab")
+    ),
+    st.builds(RegisterRead, st.just(XFEATURE_SSE), st.just(0), st.just(SSE_BYTES)),
+    st.builds(Tile, st.sampled_from(TileOp), st.integers(-1, 8), st.sampled_from([b"", _TILES, bytes(1024)])),
+    st.builds(XfdSync, st.sampled_from([0, 0x40000, 2])),
+    st.builds(Preempt, st.sampled_from([None, 0, 1, 2])),
+    st.builds(Nm, st.booleans()),
+    st.builds(Enter, st.sampled_from(["", "main", "t0", "nobody"])),
+    st.sampled_from([Leave(), Init(), Hlt()]),
+)
+
+decisions = st.builds(
+    Decision,
+    st.sampled_from([*DecisionKind, DecisionKind.RETRY, DecisionKind.RETRY, DecisionKind.PAUSE]),
+    delay_ns=st.sampled_from([-1, 0, 5, 2 * SECOND_NS]),
+    bytes=st.sampled_from([0, 30_000, 1_000_000]),
+    scope=st.sampled_from(["vm", "host", "moon"]),
+)
+
+
+class HostRules(RuleBasedStateMachine):
+    """Everything that can be asked of a host, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = Host(host_config(max_outcomes=64, exit_deadline_ns=5 * SECOND_NS, default_lease_ns=20 * SECOND_NS))
+        self.sent: list[GuestEvent] = []
+        self.answered: list[tuple[Command, object]] = []
+        self.sessions: list[SessionRecord] = []
+        self.controls: list[tuple[str, int]] = []
+        self.decided: list[ResolveExit] = []
+        #: What the XMM registers of each life of each vCPU hold, by (uid, incarnation).
+        self.xmm: dict[tuple[str, int], bytes] = {}
+        self.requests = 0
+        self.failed = True  # until everything_holds says otherwise
+
+    @initialize(
+        permitted=st.sampled_from([True, True, True, False]),
+        limit=st.sampled_from([None, None, None, 9_000]),
+        fails=st.sampled_from([False, False, True]),
+        asking=st.integers(0, 2),
+    )
+    def start(self, permitted: bool, limit: int | None, fails: bool, asking: int) -> None:
+        """Two VMs with a vCPU each, some of which ask for tiles at once and may not get the memory."""
+        for name in VMS:
+            self.do(CreateVm(vm_id=name[4:], byte_limit=limit))
+            if permitted:
+                self.do(RequestPermission(vm=name, feature=18, guest=True))
+            self.do(CreateVcpu(vm=name, index=0))
+        self.acquire(0, name="one")
+        if fails:
+            self.do(ArmFault(point=FAULT_POINTS[1], errno=12, attributes=FaultAttributes(times=3)))
+        for nr in range(asking):
+            self.submit(nr, [Xsetbv(0, 0x602E7)], explicit=False)
+
+    # -- doing ---------------------------------------------------------------------------------------------------------
+
+    def do(self, command: Command, *, after_ns: int = 1) -> object:
+        """Apply a command, with a request id of its own where it can have one."""
+        self.failed = True
+        if hasattr(command, "request_id"):
+            self.requests += 1
+            command = replace(command, request_id=f"r{self.requests}")  # type: ignore[arg-type]
+        reply = self.host.tried(command, after_ns=after_ns)
+        if hasattr(command, "request_id") and not isinstance(reply, Refused):
+            self.answered.append((command, reply))
+        if isinstance(reply, Refused):
+            event(f"refused {reply.reason.name}")
+        return reply
+
+    def vcpus(self) -> list[str]:
+        """Every vCPU's name."""
+        state = self.host.machine.state
+        return [state.vcpu_name(vcpu) for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
+
+    def tasks(self) -> list[str]:
+        """Every task's name."""
+        return [f"{vm.name}/tasks/{task}" for vm in self.host.machine.state.vms.values() for task in vm.tasks]
+
+    def life(self, vcpu: Vcpu) -> tuple[str, int]:
+        """Which life of which vCPU this is."""
+        return self.host.side(self.host.machine.state.vcpu_name(vcpu)).uid, vcpu.incarnation
+
+    def any_vcpu(self) -> bool:
+        """Whether there is a vCPU."""
+        return bool(self.vcpus())
+
+    # -- guest events --------------------------------------------------------------------------------------------------
+
+    @precondition(any_vcpu)
+    @rule(nr=index, batch=st.lists(kinds, min_size=1, max_size=4), explicit=st.sampled_from([False, False, True]))
+    def submit(self, nr: int, batch: list[EventKind], explicit: bool) -> None:
+        """A batch of events for one vCPU, in the session that has it or a new one."""
+        name = _pick(self.vcpus(), nr)
+        vcpu = self.host.vcpu(name)
+        if self.host.session_of(name) is None:
+            self.open_session([nr], explicit=explicit)
+        session = self.host.session_of(name)
+        if session is None:
+            return
+        side = self.host.side(name)
+        events = tuple(GuestEvent(name, side.next_seq + offset, kind) for offset, kind in enumerate(batch))
+        outcomes = self.do(SubmitBatch(session=session.name, epoch=session.epoch, events=events))
+        if isinstance(outcomes, tuple):
+            for sent, outcome in zip(events, outcomes, strict=True):
+                self._sent(vcpu, sent, outcome)
+
+    def _sent(self, vcpu: Vcpu, sent: GuestEvent, outcome: Outcome) -> None:
+        event(f"{type(sent.kind).__name__}: {type(outcome.kind).__name__}")
+        if not isinstance(outcome.kind, BlockedOutcome):
+            self.sent.append(sent)
+        if not isinstance(outcome.kind, DoneOutcome) or getattr(sent.kind, "feature", None) != XFEATURE_SSE:
+            return
+        if vcpu.fpstate.is_confidential:
+            return  # its registers are the firmware's: nothing is known about them here
+        if isinstance(sent.kind, RegisterWrite):
+            self.xmm[self.life(vcpu)] = sent.kind.data
+        else:
+            assert outcome.kind.data == self.xmm.get(self.life(vcpu), bytes(SSE_BYTES)), f"{sent.vcpu} reads back"
+
+    @precondition(lambda self: self.sent)
+    @rule(nr=st.integers(0, 200))
+    def repeat_event(self, nr: int) -> None:
+        """A repeated number gets its outcome again, pending or final."""
+        sent = _pick(self.sent, nr)
+        if sent.vcpu not in self.vcpus() or (sent.vcpu, sent.seq) not in self.host.outcomes:
+            return
+        session, side = self.host.session_of(sent.vcpu), self.host.side(sent.vcpu)
+        if session is None or sent.seq >= side.next_seq:
+            return
+        reply = self.do(SubmitBatch(session=session.name, epoch=session.epoch, events=(sent,)))
+        if isinstance(reply, tuple):
+            kind = reply[0].kind
+            known = self.host.outcomes[sent.vcpu, sent.seq]
+            if isinstance(kind, RejectedOutcome) and kind.reason == "OUTCOME_FORGOTTEN":
+                assert known.final
+                assert sent.seq not in side.outcomes
+            else:
+                assert kind == known.kind
+
+    @precondition(any_vcpu)
+    @rule(nr=index, gap=st.integers(1, 3))
+    def gap(self, nr: int, gap: int) -> None:
+        """A number too high hears the expected one (or what blocks it), and uses nothing up."""
+        name = _pick(self.vcpus(), nr)
+        session = self.host.session_of(name)
+        if session is None:
+            return
+        side = self.host.side(name)
+        expected = side.next_seq
+        sent = GuestEvent(name, expected + gap, Hlt())
+        reply = self.do(SubmitBatch(session=session.name, epoch=session.epoch, events=(sent,)))
+        if isinstance(reply, tuple):
+            kind = reply[0].kind
+            assert isinstance(kind, BlockedOutcome | RejectedOutcome)
+            told = kind.expected_seq if isinstance(kind, BlockedOutcome) else int(kind.metadata["expectedSeq"])
+            assert told == expected == side.next_seq
+
+    @precondition(any_vcpu)
+    @rule(nr=index)
+    def receive(self, nr: int) -> None:
+        """The agent says it has received everything: final outcomes are forgotten, a pending one is kept."""
+        name = _pick(self.vcpus(), nr)
+        session = self.host.session_of(name)
+        if session is not None:
+            side = self.host.side(name)
+            received = ((name, side.next_seq - 1),)
+            reply = self.do(SubmitBatch(session=session.name, epoch=session.epoch, events=(), received=received))
+            if not isinstance(reply, Refused):
+                assert not any(outcome.final for outcome in side.outcomes.values())
+
+    # -- sessions and control ------------------------------------------------------------------------------------------
+
+    @precondition(any_vcpu)
+    @rule(nrs=st.lists(index, min_size=1, max_size=2), explicit=st.booleans())
+    def open_session(self, nrs: list[int], explicit: bool) -> None:
+        """A session takes vCPUs over, from whoever had them."""
+        names = tuple(dict.fromkeys(_pick(self.vcpus(), nr) for nr in nrs))
+        opened = self.do(OpenSession(client_name="x", vcpus=names, explicit=explicit, lease_ns=10 * SECOND_NS))
+        if not isinstance(opened, Refused):
+            self.sessions.append(opened.session)  # type: ignore[attr-defined]
+
+    @precondition(lambda self: self.sessions)
+    @rule(nr=index, what=st.sampled_from(["keep", "close", "stale", "ack"]))
+    def use_session(self, nr: int, what: str) -> None:
+        """Keep alive, close, acknowledge, or use an epoch that was never given."""
+        session = _pick(self.sessions, nr)
+        match what:
+            case "keep":
+                self.do(KeepAlive(session=session.name, epoch=session.epoch))
+            case "close":
+                self.do(CloseSession(session=session.name, epoch=session.epoch))
+            case "ack":
+                for directive in list(session.directives):
+                    self.do(AckDirective(session=session.name, epoch=session.epoch, directive=directive))
+            case _:
+                reply = self.do(KeepAlive(session=session.name, epoch=session.epoch + 1_000))
+                assert isinstance(reply, Refused)
+
+    @rule(nr=st.integers(0, 2), name=st.sampled_from(["one", "one", "two"]))
+    def acquire(self, nr: int, name: str) -> None:
+        """A controller takes the host, or a VM."""
+        record = self.do(AcquireControl(scope=("", *VMS)[nr], controller=name, lease_ns=15 * SECOND_NS))
+        if not isinstance(record, Refused):
+            self.controls.append((record.name, record.epoch))  # type: ignore[attr-defined]
+
+    @precondition(lambda self: self.controls)
+    @rule(nr=index, release=st.booleans())
+    def use_control(self, nr: int, release: bool) -> None:
+        """Renew or release, held or lost."""
+        name, epoch = _pick(self.controls, nr)
+        self.do(ReleaseControl(control=name, epoch=epoch) if release else RenewControl(control=name, epoch=epoch))
+
+    # -- decisions -----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.host.machine.state.exits)
+    @rule(nr=index, choice=index, late=st.booleans())
+    def decide_well(self, nr: int, choice: int, late: bool) -> None:
+        """The controller that holds the host makes a decision the exit allows."""
+        record = _pick(list(self.host.machine.state.exits.values()), nr)
+        self.acquire(0, name="one")
+        allowed = sorted(record.allowed, key=lambda kind: kind.value)
+        delay_ns = 8 * SECOND_NS if late else 5
+        decision = Decision(_pick(allowed, choice), delay_ns=delay_ns, bytes=1_000_000) if allowed else None
+        if decision is not None:
+            self.decide(nr, -1, decision, 0)
+
+    @precondition(lambda self: self.controls and self.host.machine.state.exits)
+    @rule(
+        nr=index,
+        control=st.sampled_from([-1, -1, -1, 0, 1]),
+        decision=decisions,
+        off=st.sampled_from([0, 0, 0, 0, 1, -1]),
+    )
+    def decide(self, nr: int, control: int, decision: Decision, off: int) -> None:
+        """A decision on an open exit, by whoever, of whatever generation."""
+        record = _pick(list(self.host.machine.state.exits.values()), nr)
+        name, epoch = self.controls[control % len(self.controls)]
+        command = ResolveExit(
+            exit=record.name,
+            generation=record.generation + off,
+            control=name,
+            control_epoch=epoch,
+            decision=decision,
+        )
+        reply = self.do(command)
+        if isinstance(reply, Refused):
+            return
+        event(f"decided {decision.kind.name}: {record.state.name}")
+        self.decided.append(self.answered[-1][0])  # type: ignore[arg-type]
+
+    @precondition(lambda self: self.decided)
+    @rule(nr=index, decision=decisions)
+    def decide_otherwise(self, nr: int, decision: Decision) -> None:
+        """A second, different decision of a generation is refused, and hears who won."""
+        first = _pick(self.decided, nr)
+        if decision == first.decision:
+            return
+        reply = self.do(replace(first, decision=decision))
+        assert isinstance(reply, Refused)
+        assert reply.reason in (Reason.EXIT_ALREADY_RESOLVED, Reason.EXIT_NOT_FOUND)
+
+    @precondition(lambda self: self.answered)
+    @rule(nr=st.integers(0, 200), other=st.booleans())
+    def repeat_request(self, nr: int, other: bool) -> None:
+        """A repeated request id gets the same answer; with another command it is refused."""
+        self.failed = True
+        command, reply = _pick(self.answered, nr)
+        if other:
+            different = replace(ResetVm(vm="vms/nowhere"), request_id=command.request_id)  # type: ignore[union-attr]
+            refused = self.host.tried(different)
+            assert isinstance(refused, Refused)
+            assert refused.reason is Reason.REQUEST_ID_REUSED
+        else:
+            assert self.host.apply(command) is reply
+
+    # -- VMs, vCPUs, tasks ---------------------------------------------------------------------------------------------
+
+    @rule(vm=st.sampled_from(VMS), nr=st.integers(0, 2), confidential=st.sampled_from([False, False, True]))
+    def create_vcpu(self, vm: str, nr: int, confidential: bool) -> None:
+        """KVM_CREATE_VCPU; the VM may be gone."""
+        self.do(CreateVcpu(vm=vm, index=nr, confidential=confidential, task="main" if nr == 2 else ""))
+
+    @precondition(any_vcpu)
+    @rule(nr=index)
+    def delete_vcpu(self, nr: int) -> None:
+        """The vCPU goes, with what was pending on it."""
+        name = _pick(self.vcpus(), nr)
+        assert not isinstance(self.do(DeleteVcpu(vcpu=name)), Refused)
+        assert not any(key[0] == name for key in self.host.pending)
+        self.host.forget_vcpu(name)
+        self.decided = [each for each in self.decided if not each.exit.startswith(f"{name}/")]
+
+    @rule(vm=st.sampled_from(VMS), what=st.sampled_from(["reset", "create", "delete", "host perm", "guest perm"]))
+    def change_vm(self, vm: str, what: str) -> None:
+        """RESET, make, remove, permissions."""
+        match what:
+            case "reset":
+                self.do(ResetVm(vm=vm))
+            case "create":
+                self.do(CreateVm(vm_id=vm[4:]))
+            case "delete":
+                self.do(DeleteVm(vm=vm))  # refused while it has vCPUs
+            case _:
+                self.do(RequestPermission(vm=vm, feature=18, guest=what == "guest perm"))
+
+    @rule(vm=st.sampled_from(VMS), mask=st.sampled_from([0x7, 0x2E7, 0x602E7, 1 << 50]))
+    def set_cpuid(self, vm: str, mask: int) -> None:
+        """KVM_SET_CPUID2, early or late."""
+        self.do(SetCpuid(vm=vm, xcr0_mask=mask))
+
+    @rule(vm=st.sampled_from([*VMS, ""]), room=st.sampled_from([None, None, 0, 3_000, 12_000]))
+    def limit(self, vm: str, room: int | None) -> None:
+        """A byte limit of a VM or the host, relative to what is used."""
+        state = self.host.machine.state
+        if not vm:
+            self.do(SetHostLimit(byte_limit=None if room is None else state.allocator.host.used_bytes + room))
+        elif vm in state.vms:
+            limit = None if room is None else state.vms[vm].kvm.account.used_bytes + room
+            self.do(UpdateVm(vm=vm, fields=("byte_limit",), byte_limit=limit))
+
+    @rule(
+        nr=index,
+        what=st.sampled_from(["create", "thread", "process", "exec", "exit", "schedule", "preempt", "kernel"]),
+    )
+    def change_task(self, nr: int, what: str) -> None:
+        """The VMM's threads come, go, and move."""
+        tasks = self.tasks()
+        if not tasks:
+            return
+        task = _pick(tasks, nr)
+        vm, _, _ = task.partition("/tasks/")
+        commands: dict[str, Command] = {
+            "create": CreateTask(vm=vm, task_id=f"t{nr % 2}"),
+            "thread": CloneTask(task=task, task_id=f"t{nr % 3}", thread=True),
+            "process": CloneTask(task=task, task_id=f"p{nr % 3}", thread=False),
+            "exec": ExecTask(task=task),
+            "exit": ExitTask(task=task),
+            "schedule": ScheduleTask(task=task, cpu=nr % 3),
+            "preempt": PreemptTask(task=task),
+            "kernel": KernelFpu(task=task),
+        }
+        self.do(commands[what])
+
+    @rule(nr=index, feature=st.sampled_from([0, 1, 2, 9, 17, 18, 18, 11, 63]), seed=seeds)
+    def use_feature(self, nr: int, feature: int, seed: int) -> None:
+        """User code of a task uses a register."""
+        tasks = self.tasks()
+        if tasks:
+            self.do(UseFeature(task=_pick(tasks, nr), feature=feature, offset=0, data=random_bytes(seed, 2)))
+
+    # -- breaking, and time --------------------------------------------------------------------------------------------
+
+    @rule(
+        point=st.sampled_from(FAULT_POINTS),
+        vm=st.sampled_from(["", *VMS]),
+        times=st.sampled_from([1, 2, -1]),
+        ppm=st.sampled_from([1_000_000, 500_000]),
+        seed=index,
+    )
+    def arm(self, point: str, vm: str, times: int, ppm: int, seed: int) -> None:
+        """Allocations fail from now on."""
+        attributes = FaultAttributes(times=times, probability_ppm=ppm, seed=seed)
+        self.do(ArmFault(point=point, errno=12, vm=vm, attributes=attributes))
+
+    @rule()
+    def disarm_all(self) -> None:
+        """Memory is plenty again."""
+        self.do(DisarmFault(name=""))
+
+    @rule(seconds=st.sampled_from([0, 1, 1, 3, 6, 30]), due=st.booleans())
+    def tick(self, seconds: int, due: bool) -> None:
+        """Time passes: so many seconds, or to the very moment when something is due."""
+        deadline = self.host.machine.next_deadline_ns()
+        after = max(0, deadline - self.host.now_ns) if due and deadline is not None else seconds * SECOND_NS
+        self.do(Tick(), after_ns=after)
+        after_tick = self.host.machine.next_deadline_ns()
+        assert after_tick is None or after_tick > self.host.now_ns, "what is due was done"
+
+    @rule()
+    def replay(self) -> None:
+        """The text of the log, replayed, is this host."""
+        self.failed = True
+        assert self.host.replayed().digest() == self.host.machine.digest()
+
+    # -- after every rule ----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def everything_holds(self) -> None:
+        """The machine has checked itself; what is pending here is what is pending there."""
+        state = self.host.machine.state
+        there = {
+            (name, outcome.seq)
+            for name in self.vcpus()
+            for outcome in _kept(state.vcpu(name))
+            if isinstance(outcome.kind, PendingOutcome)
+        }
+        assert there == self.host.pending
+        assert {(record.vcpu, record.seq) for record in state.exits.values()} == self.host.pending
+        self.failed = False
+
+    def teardown(self) -> None:
+        """Every VM can go, after which nothing is pending and nothing is used; and the whole log replays."""
+        if self.failed:
+            return  # a rule failed half-way, and that failure is the one to report
+        for name in list(self.host.machine.state.vms):
+            self.host.apply(DeleteVm(vm=name, force=True))
+        assert not self.host.pending
+        assert all(count == 1 for count in self.host.finals.values())
+        assert self.host.machine.state.allocator.host.used_bytes == 0
+        assert self.host.replayed().digest() == self.host.machine.digest()
+
+
+def _pick(of: list[T], nr: int) -> T:
+    return of[nr % len(of)]
+
+
+def _kept(vcpu: Vcpu) -> list[Outcome]:
+    return list(vcpu.agent.outcomes.values()) if isinstance(vcpu.agent, VcpuSide) else []
+
+
+#: A failure is shrunk before it is reported, which takes its time.
+TestHost = pytest.mark.timeout(900)(HostRules.TestCase)

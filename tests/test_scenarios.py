@@ -1,0 +1,71 @@
+"""Every scenario prints what its file says; tests/scenarios/__init__.py tells how to read and write one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.block import ScenarioError
+from tests.scenarios.runner import difference, run
+
+FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
+
+SMALL = """\
+# A VM, to have something to look at.
+create-vm a
+----
+H  vm a: sapphire-rapids, kernel rules 6.18     XCR0 0x602e7
+"""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_scenario(path: Path, rewrite: bool) -> None:
+    """The file's commands print its output, every invariant holds after each, and the log replays to one digest."""
+    expected = path.read_text(encoding="utf-8")
+    printed = run(expected)
+    if printed == expected:
+        return
+    if not rewrite:
+        pytest.fail(difference(path, expected, printed), pytrace=False)
+    path.write_text(printed, encoding="utf-8")
+
+
+def test_files_are_numbered_and_open_with_a_sentence() -> None:
+    """The files have numbers 01, 02, ... in one row, and the first line of each says in a sentence what it shows."""
+    assert [path.name[:2] for path in FILES] == [f"{nr:02}" for nr in range(1, len(FILES) + 1)]
+    for path in FILES:
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert re.fullmatch(r"# .+\.", first), f"{path.name} opens with {first!r}"
+
+
+def test_a_wrong_expectation_is_shown_as_a_diff_with_the_command_that_accepts_it() -> None:
+    """Somebody whose change makes a scenario fail sees which line differs, and what to type if the new one is right."""
+    wrong = SMALL.replace("6.18", "5.16")
+    shown = difference(Path("07-example.txt"), wrong, run(wrong))
+    assert "-H  vm a: sapphire-rapids, kernel rules 5.16" in shown
+    assert "+H  vm a: sapphire-rapids, kernel rules 6.18" in shown
+    assert "pytest tests/test_scenarios.py -k 07-example --rewrite" in shown
+
+
+def test_a_rewrite_changes_nothing_but_the_output() -> None:
+    """Comments and commands come out as they went in, and what was right already stays."""
+    assert run(SMALL) == SMALL
+    assert run(SMALL.replace("----\nH  vm a", "----\nH  vm b")) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        pytest.param("dance\n----\n", "line 1: dance: expected one of create-vm", id="an unknown command"),
+        pytest.param("create-vm a colour=red\n----\n", "cannot use colour=red", id="a word that means nothing"),
+        pytest.param("create-vm a\nguest hlt\n----\n", "line 2: guest hlt", id="an event of no vCPU"),
+        pytest.param("create-vm a\n", "line 1: a block of commands ends with ----", id="no output"),
+        pytest.param("advance 5 weeks\n----\n", "expected a time such as 100ms", id="a time without a unit"),
+    ],
+)
+def test_a_scenario_that_cannot_be_run_names_line_and_reason(text: str, complaint: str) -> None:
+    """A typing error in a scenario is never taken for an expected refusal of the host."""
+    with pytest.raises(ScenarioError, match=re.escape(complaint)):
+        run(text)
