@@ -140,6 +140,12 @@ def controller(
     raise typer.Exit(status)
 
 
+@app.command()
+def guest(host: str = "", vm: str = "", kind: str = "kvm", order: str = "xfd-armed-first", timeline: bool = False, no_permission: Annotated[bool, typer.Option("--no-permission")] = False) -> None:
+    from fpstated._tmp_guest import run
+    raise typer.Exit(run(host, vm, order, not no_permission))
+
+
 class GuestKind(Enum):
     """What plays the guest."""
 

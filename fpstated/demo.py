@@ -66,11 +66,11 @@ def run_demo(kind: str, *, verbose: bool, record: Path | None) -> int:
         return 1
     if kind == "script":
         reason = f" ({unavailable})" if unavailable else ""
-        console.print(f"Guests: scripted, the same programs without /dev/kvm{reason}")
+        console.print(f"Guests: scripted, the same programs without /dev/kvm{reason}", soft_wrap=True)
     else:
         console.print("Guests: real code under /dev/kvm")
     try:
-        return asyncio.run(_Demo(console, kind, verbose=verbose, record=record).run())
+        return asyncio.run(_run(console, kind, verbose=verbose, record=record))
     except (DemoError, ProcessFailedError) as error:
         print(f"fpstated demo: {error}", file=sys.stderr)
         return 1
@@ -79,14 +79,18 @@ def run_demo(kind: str, *, verbose: bool, record: Path | None) -> int:
         return 130
 
 
+async def _run(console: Console, kind: str, *, verbose: bool, record: Path | None) -> int:
+    return await _Demo(console, kind, Feed(console, verbose=verbose), record).run()
+
+
 class _Demo:
     """One run: the processes, the feed of their lines, and what the host says at the end."""
 
-    def __init__(self, console: Console, kind: str, *, verbose: bool, record: Path | None) -> None:
+    def __init__(self, console: Console, kind: str, feed: Feed, record: Path | None) -> None:
         self._console = console
         self._kind = kind
         self._record = record
-        self._feed = Feed(console, verbose=verbose)
+        self._feed = feed
 
     async def run(self) -> int:
         with tempfile.TemporaryDirectory(prefix="fpstated-demo-") as folder:
@@ -102,14 +106,17 @@ class _Demo:
                 await self._run_guests(stack, address)
                 await self._feed.drain()
                 summary = await _summary(channel, self._kind)
-        self._console.print(summary)
+        self._say(summary)
         return 0
 
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
     def _legend(self) -> None:
-        self._console.print("H host   G guest   U userspace: the controller; sizes are bytes of the container's image")
+        self._say("H host   G guest   U userspace: the controller; sizes are bytes of the container's image")
         for plan in PLANS:
-            self._console.print(f"  {plan.vm}: {plan.title}")
-        self._console.print()
+            self._say(f"  {plan.vm}: {plan.title}")
+        self._say("")
 
     async def _start_host(self, stack: AsyncExitStack, address: str) -> None:
         arguments = ["host", "--listen", address, "--faults", "--check-invariants", "--timeline", "--grace", "1"]

@@ -7,12 +7,12 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 from rich.console import Console
 
-from fpstated.timeline import TimelineLine, parse_line, render
+from fpstated.timeline import TimelineLine, collapse, parse_line, render
 
 #: How long a line may be on its way from its process to us: lines are printed in the order of their stamps.
 _SETTLE_S = 0.15
@@ -29,8 +29,8 @@ class Feed:
     def __init__(self, console: Console, *, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
-        self._start_ns = time.monotonic_ns()
-        self._wall_offset_ns = time.time_ns() - self._start_ns
+        self._start_ns: int | None = None
+        self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
         self._waiting: list[TimelineLine] = []
         self._watch: tuple[str, str] | None = None
         self._seen = asyncio.Event()
@@ -66,6 +66,8 @@ class Feed:
     async def close(self) -> None:
         """Print what is left and stop."""
         self._printer.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._printer
         self._print_until(time.monotonic_ns())
 
     async def _print_forever(self) -> None:
@@ -76,7 +78,10 @@ class Feed:
     def _print_until(self, until_ns: int) -> None:
         ready = sorted(line for line in self._waiting if line.t_ns <= until_ns)
         self._waiting = [line for line in self._waiting if line.t_ns > until_ns]
-        for text in render(ready, start_ns=self._start_ns):
+        if ready and self._start_ns is None:
+            self._start_ns = ready[0].t_ns
+        shown = ready if self._verbose else collapse(ready)
+        for text in render(shown, start_ns=self._start_ns or 0):
             self._console.print(text, soft_wrap=True)
 
     def _controller_line(self, raw: str) -> TimelineLine | None:

@@ -107,6 +107,7 @@ def apply_decision(state: HostState, record: ExitRecord, decision: Decision, who
 def retry(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision | None = None) -> None:
     """KVM_RUN again: the instruction executes anew, requests anew, and this time grows or fails anew."""
     record.retry_ns = None
+    record.attempt += 1
     state.act_for(record.vm, record.vcpu)
     result = enter_again(state, vcpu, record.write)
     if isinstance(result, ReallocExit):

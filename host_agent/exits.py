@@ -121,6 +121,7 @@ class ExitRecord:
     created_revision: int
     updated_revision: int
     expires_ns: int | None
+    #: The latest attempt: 1 when the exit is opened, one more with each retry, the one that succeeds included.
     attempt: int = 1
     generation: int = 1
     state: ExitState = ExitState.OPEN
@@ -153,7 +154,6 @@ class ExitRecord:
         """Take over what the last attempt failed with."""
         self.cause, self.errno = cause_and_errno(exited)
         self.bytes_needed = exited.failed.size_bytes
-        self.attempt += 1
 
 
 def cause_and_errno(exited: ReallocExit) -> tuple[ExitCause, int]:

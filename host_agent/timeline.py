@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fpu_core.fpstate import Fpstate
-from fpu_core.xfeature import format_mask
+from fpu_core.xfeature import MSR_IA32_XFD, format_mask
 from host_agent import commands as c
 from host_agent.effects import DirectiveIssued, ExitChanged, OutcomeReady
 from host_agent.events import (
@@ -121,7 +121,7 @@ class HostTimeline:
                 self._say(outcome.vcpu, f"inject {_VECTORS.get(vector, vector)}{err}", "event")
             case RejectedOutcome(reason=reason, text=text):
                 self._say(outcome.vcpu, f"rejected {reason}: {text}", "failure")
-            case DoneOutcome() if isinstance(kind, Xsetbv | Wrmsr):
+            case DoneOutcome() if isinstance(kind, Xsetbv) or (isinstance(kind, Wrmsr) and kind.msr == MSR_IA32_XFD):
                 self._say(outcome.vcpu, f"commit, no growth needed   {self._registers(outcome.vcpu)}")
             case _:
                 pass
