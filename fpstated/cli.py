@@ -80,7 +80,8 @@ def host(
 ) -> None:
     """Run a host agent: the process that owns the FPU core."""
     _need_host_extra("host")
-    from fpstated.host_command import default_address, run_host
+    from fpstated.address import default_address
+    from fpstated.host_command import run_host
     from fpstated.host_config import ConfigError, host_config
 
     try:
@@ -140,18 +141,68 @@ def controller(
     raise typer.Exit(status)
 
 
-@app.command()
-def guest(host: str = "", vm: str = "", kind: str = "kvm", order: str = "xfd-armed-first", timeline: bool = False, no_permission: Annotated[bool, typer.Option("--no-permission")] = False) -> None:
-    from fpstated._tmp_guest import run
-    raise typer.Exit(run(host, vm, order, not no_permission))
-
-
 class GuestKind(Enum):
     """What plays the guest."""
 
     AUTO = "auto"
     KVM = "kvm"
     SCRIPT = "script"
+
+
+class Order(Enum):
+    """Which write of the guest program needs the larger container."""
+
+    XFD_ARMED_FIRST = "xfd-armed-first"
+    XCR0_FIRST_WITH_XFD_0 = "xcr0-first-with-xfd-0"
+
+
+@app.command()
+def guest(
+    vm: Annotated[str, typer.Option(metavar="ID", help="The VM's id; made if there is none.")],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The host: unix:PATH or HOST:PORT.")] = "",
+    index: Annotated[int, typer.Option(min=0, help="The vCPU's index; made if there is none.")] = 0,
+    kind: Annotated[
+        GuestKind, typer.Option(help="Real code under /dev/kvm, a script, or (auto) real where that is possible.")
+    ] = GuestKind.AUTO,
+    order: Annotated[
+        Order, typer.Option(help="Which write grows the container: XFD in the #NM handler, or XCR0 with XFD clear.")
+    ] = Order.XFD_ARMED_FIRST,
+    script: Annotated[Path | None, typer.Option(metavar="FILE", help="A script of your own to play.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bytes a real guest puts through its tiles.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often a real guest does so.")] = 1,
+    profile: Annotated[str, typer.Option(help="The VM's processor.")] = "sapphire-rapids",
+    byte_limit: Annotated[int | None, typer.Option(min=0, help="Bytes that the VM's containers may take.")] = None,
+    no_permission: Annotated[
+        bool, typer.Option("--no-permission", help="Do not ask for the permission to use AMX in guests.")
+    ] = False,
+    lease: Annotated[float | None, typer.Option(min=0.1, help="Seconds the session's lease is wished for.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a host that is not there yet.")] = 10.0,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Write lane G as JSON lines to standard output.")
+    ] = False,
+) -> None:
+    """Run one guest against a host: VM, permission and vCPU are made, the guest runs to its end."""
+    from guest_agent.kvm import GrowthOrder
+    from guest_agent.run import GuestKind as Kind
+    from guest_agent.run import GuestOptions, run_guest
+
+    options = GuestOptions(
+        host=host or _default_address(),
+        vm=vm,
+        index=index,
+        kind=Kind(kind.value),
+        order=GrowthOrder(order.value),
+        script=script,
+        seed=seed,
+        rounds=rounds,
+        profile=profile,
+        byte_limit=byte_limit,
+        permission=not no_permission,
+        lease_s=lease,
+        wait_s=wait,
+        timeline=timeline,
+    )
+    raise typer.Exit(run_guest(options))
 
 
 class DemoKind(Enum):
@@ -221,7 +272,7 @@ def cpuid(
 
 
 def _default_address() -> str:
-    from fpstated.host_command import default_address
+    from fpstated.address import default_address
 
     return default_address()
 

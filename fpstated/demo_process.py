@@ -12,7 +12,7 @@ from typing import Self
 
 from rich.console import Console
 
-from fpstated.timeline import TimelineLine, collapse, parse_line, render
+from fpstated.timeline import TimelineLine, parse_line, render
 
 #: How long a line may be on its way from its process to us: lines are printed in the order of their stamps.
 _SETTLE_S = 0.15
@@ -80,8 +80,7 @@ class Feed:
         self._waiting = [line for line in self._waiting if line.t_ns > until_ns]
         if ready and self._start_ns is None:
             self._start_ns = ready[0].t_ns
-        shown = ready if self._verbose else collapse(ready)
-        for text in render(shown, start_ns=self._start_ns or 0):
+        for text in render(ready, start_ns=self._start_ns or 0):
             self._console.print(text, soft_wrap=True)
 
     def _controller_line(self, raw: str) -> TimelineLine | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -20,13 +19,6 @@ from host_agent.service.address import AddressError
 from host_agent.service.server import HostServer
 from host_agent.state import HostConfig
 from host_agent.timeline import HostLine, HostTimeline
-
-
-def default_address() -> str:
-    """Where a host listens unless told: a socket that only its user can reach."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "fpstated" if runtime else Path(f"/tmp/fpstated-{os.getuid()}")  # noqa: S108 -- mode 0700
-    return f"unix:{folder / 'host.sock'}"
 
 
 def run_host(

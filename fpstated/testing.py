@@ -1,28 +1,31 @@
-"""Pytest fixtures for tests against a host agent, sync and async. In a test module or conftest.py:
+"""Pytest fixtures for tests against a host agent, sync and async.
+
+In a conftest.py or a test module (types to annotate with are in ``fpstated.testing_host``):
 
     pytest_plugins = ["fpstated.testing"]
 
 | fixture | what it is |
 |---|---|
-| fpstated_host | a host agent in this process, on a socket of its own; every invariant is checked after every command |
+| fpstated_host | a host agent in this process, on a socket of its own, with every invariant checked |
 | fpstated_controller | call it with policies to start a controller: ``fpstated_controller("retry")`` |
 | fail_allocation | ``fail_allocation(nth=1, errno="ENOMEM")``: an allocation fails, and says that it did |
 | fpstated_vcpu | the blocking port of a vCPU that may use AMX |
 | fpstated_clock | ask for it too, and the host runs on a clock that stands still until ``advance`` |
 | fpstated_config | override it to start the host with another ``HostConfig`` |
-| aio_fpstated_host, aio_fpstated_controller, aio_fail_allocation, aio_fpstated_vcpu | the same on the test's event loop |
+| aio_fpstated_host, aio_fpstated_vcpu | the same on the test's event loop |
+| aio_fpstated_controller, aio_fail_allocation | and these |
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from fault_lab.injection.table import ArmedFault
 from fpstated.testing_host import AsyncHostUnderTest, HostUnderTest, async_host, host_on_a_thread
+from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.port import VcpuPort
 from host_agent.service.clock import ManualClock
 from host_agent.state import HostConfig
@@ -104,7 +107,7 @@ async def aio_fpstated_host(
 
 
 @pytest_asyncio.fixture
-async def aio_fpstated_vcpu(aio_fpstated_host: AsyncHostUnderTest) -> Any:  # noqa: ANN401
+async def aio_fpstated_vcpu(aio_fpstated_host: AsyncHostUnderTest) -> AsyncVcpuPort:
     """``vms/a/vcpus/0``, whose process may use AMX in guests."""
     return await aio_fpstated_host.vcpu()
 

@@ -16,9 +16,11 @@ import grpc.aio
 from fault_lab.injection.table import ArmedFault, FaultAttributes
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from guest_agent.aio import AsyncSession, open_async_session
+from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.port import VcpuPort
 from guest_agent.session import Session, open_session
 from host_agent.commands import ArmFault, CreateVcpu, CreateVm, RequestPermission
+from host_agent.exits import ExitRecord
 from host_agent.machine import HostMachine
 from host_agent.service.clock import Clock, ManualClock
 from host_agent.service.server import HostServer
@@ -85,7 +87,7 @@ class AsyncHostUnderTest:
         """What the host knows: to look at, not to touch."""
         return self._resources.machine
 
-    async def vcpu(self, name: str = "vms/a/vcpus/0", *, permission: bool = True) -> Any:  # noqa: ANN401
+    async def vcpu(self, name: str = "vms/a/vcpus/0", *, permission: bool = True) -> AsyncVcpuPort:
         """Return the port of a vCPU; VM (with guest permission for AMX), vCPU and session are made if need be."""
         self._resources.make_vcpu(name, permission=permission)
         session = await open_async_session(self.address, vcpus=[name], client_name="test", lease_s=_LEASE_S)
@@ -102,7 +104,7 @@ class AsyncHostUnderTest:
         vm: str = "",
         vcpu: str = "",
     ) -> list[ArmedFault]:
-        """Fail allocations ``nth`` to ``nth + times - 1`` from now; ``fired`` of what is returned proves that it happened."""
+        """Fail allocations ``nth`` to ``nth + times - 1`` from now; ``fired`` of what is returned proves that."""
         return self._resources.arm(nth, errno, times=times, point=point, vm=vm, vcpu=vcpu)
 
     async def controller(self, *policies: str) -> Controller:
@@ -119,6 +121,13 @@ class AsyncHostUnderTest:
         if task.done():
             task.result()
         return controller
+
+    async def exit_opened(self, timeout_s: float = _WAIT_S) -> ExitRecord:
+        """Wait until an exit is open and return the oldest."""
+        async with asyncio.timeout(timeout_s):
+            while not self.machine.state.exits:  # noqa: ASYNC110 -- the machine is pure: it calls nobody
+                await asyncio.sleep(0.005)
+        return next(iter(self.machine.state.exits.values()))
 
     def advance(self, seconds: float) -> None:
         """Move a manual clock on; what falls due happens before this returns."""
@@ -178,6 +187,10 @@ class HostUnderTest:
     def controller(self, *policies: str) -> Controller:
         """As ``AsyncHostUnderTest.controller``."""
         return self.run(self._host.controller(*policies))
+
+    def exit_opened(self, timeout_s: float = _WAIT_S) -> ExitRecord:
+        """As ``AsyncHostUnderTest.exit_opened``."""
+        return self.run(self._host.exit_opened(timeout_s))
 
     def advance(self, seconds: float) -> None:
         """As ``AsyncHostUnderTest.advance``."""

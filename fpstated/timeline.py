@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass
 
 from rich.text import Text
 
@@ -63,26 +62,6 @@ def render(lines: Iterable[TimelineLine], *, start_ns: int) -> Iterator[Text]:
         text.append(f"{short_name(line.vcpu):8}", style="dim")
         text.append(line.text, style=_TONE_STYLES.get(line.tone, ""))
         yield text
-
-
-#: Instructions that come eight at a time.
-_REPEATED = ("TILELOADD ", "TILESTORED ")
-
-
-def collapse(lines: Iterable[TimelineLine]) -> Iterator[TimelineLine]:
-    """Join the same tile instruction on one register after the other into one line: ``TILELOADD tmm1 to tmm7``."""
-    for (_, _, word), group in groupby(lines, key=lambda line: (line.lane, line.vcpu, _repeated(line.text))):
-        run = list(group)
-        if word and len(run) > 1:
-            last = run[-1].text.split()[1]
-            first, *rest = run[0].text.split(maxsplit=2)[1:]
-            yield replace(run[0], text=" ".join([word.strip(), first, "to", last, *rest]))
-        else:
-            yield from run
-
-
-def _repeated(text: str) -> str:
-    return next((word for word in _REPEATED if text.startswith(word)), "")
 
 
 def short_name(name: str) -> str:

@@ -51,6 +51,19 @@ def parked_means_an_exit(state: HostState) -> Violations:
                     yield f"{vcpu}: last outcome {last}, exit {record.name} at generation {record.generation}"
 
 
+def pending_means_an_exit(state: HostState) -> Violations:
+    """No event is pending on a vCPU that has no exit open: its final outcome would never come."""
+    for vm in state.vms.values():
+        for vcpu in vm.kvm.vcpus.values():
+            side = vcpu.agent
+            if not isinstance(side, VcpuSide) or side.exit is not None:
+                continue
+            for seq in (side.next_seq - 1, side.next_seq - 2):  # INIT takes a number behind a pending one
+                outcome = side.outcomes.get(seq)
+                if outcome is not None and not outcome.final:
+                    yield f"{vcpu}: {outcome}"
+
+
 def exits_are_of_vcpus(state: HostState) -> Violations:
     """Every open exit is the one exit of a vCPU there is, with at most one decision a generation."""
     for record in state.exits.values():
@@ -90,6 +103,7 @@ INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
     entered_means_a_thread,
     parked_means_an_exit,
+    pending_means_an_exit,
     exits_are_of_vcpus,
     sessions_and_vcpus_agree,
     host_ledger_is_the_sum,

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from fpstated.testing import AsyncHostUnderTest, HostUnderTest
+from fpstated.testing_host import AsyncHostUnderTest, HostUnderTest
+from guest_agent.outcome import Done, Injected
+from guest_agent.port import VcpuPort
+from host_agent.service.clock import ManualClock
 
 pytest_plugins = ["fpstated.testing"]
 
@@ -16,7 +19,7 @@ XCR0_WITH_TILES = 0x602E7
 
 
 def test_a_guest_survives_a_failed_allocation(
-    fpstated_vcpu: Any, fail_allocation: Callable[..., Any], fpstated_controller: Callable[..., Any]
+    fpstated_vcpu: VcpuPort, fail_allocation: Callable[..., Any], fpstated_controller: Callable[..., Any]
 ) -> None:
     """The example of the README: memory is short once, the controller retries, and the guest never notices."""
     (fault,) = fail_allocation(nth=1, errno="ENOMEM")
@@ -25,6 +28,8 @@ def test_a_guest_survives_a_failed_allocation(
     outcome = fpstated_vcpu.xsetbv(XCR0_WITH_TILES)  # blocks, as a vCPU thread does, until it is decided
 
     assert fault.fired == 1
+    assert isinstance(outcome, Done)
+    assert outcome.reallocated is not None
     assert outcome.reallocated.new_bytes == 10_752
 
 
@@ -33,6 +38,7 @@ def test_a_refusal_is_gp(fpstated_host: HostUnderTest) -> None:
     vcpu = fpstated_host.vcpu("vms/poor/vcpus/0", permission=False)
     fpstated_host.controller()
     outcome = vcpu.xsetbv(XCR0_WITH_TILES)
+    assert isinstance(outcome, Injected)
     assert outcome.vector == 13
     assert fpstated_host.machine.state.vcpu("vms/poor/vcpus/0").fpstate.size == 2560
 
@@ -44,23 +50,20 @@ def test_the_third_allocation_and_no_other_fails(
     (fault,) = fail_allocation(nth=3)
     fpstated_controller("inject-gp")
     outcomes = [fpstated_host.vcpu(f"vms/a/vcpus/{index}").xsetbv(XCR0_WITH_TILES) for index in range(4)]
-    assert [hasattr(outcome, "vector") for outcome in outcomes] == [False, False, True, False]
+    assert [isinstance(outcome, Injected) for outcome in outcomes] == [False, False, True, False]
     assert (fault.hits, fault.fired) == (4, 1)
 
 
 @pytest.mark.asyncio
 async def test_time_passes_when_the_test_says_so(
-    aio_fpstated_host: AsyncHostUnderTest, fpstated_clock: Any, aio_fail_allocation: Callable[..., Any]
+    aio_fpstated_host: AsyncHostUnderTest, fpstated_clock: ManualClock, aio_fail_allocation: Callable[..., Any]
 ) -> None:
     """On a manual clock the deadline of an exit comes without waiting for it: the vCPU is paused, never guessed for."""
     aio_fail_allocation()
     vcpu = await aio_fpstated_host.vcpu()
     waiting = asyncio.ensure_future(vcpu.xsetbv(XCR0_WITH_TILES))
-    state = aio_fpstated_host.machine.state
-    while not state.exits:
-        await asyncio.sleep(0.01)
+    record = await aio_fpstated_host.exit_opened()
+    assert (record.state.value, fpstated_clock.now_ns()) == ("open", 0)
     aio_fpstated_host.advance(30)
-    (record,) = state.exits.values()
     assert (record.state.value, record.decided_by, waiting.done()) == ("paused", "deadline", False)
-    await aio_fpstated_host.controller("retry")  # an exit that was paused waits for a person, not for a policy
     waiting.cancel()

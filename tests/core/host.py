@@ -29,6 +29,16 @@ from host_agent.state import HostConfig, SessionRecord, VcpuSide
 
 SECOND_NS = 1_000_000_000
 
+#: Why an event is turned away before its number is used.
+_USES_NO_NUMBER = {
+    "LIMIT_REACHED",
+    "OUTCOME_FORGOTTEN",
+    "SEQ_GAP",
+    "SESSION_FENCED",
+    "VCPU_NOT_FOUND",
+    "VCPU_NOT_IN_SESSION",
+}
+
 
 def host_config(**changes: Any) -> HostConfig:  # noqa: ANN401 -- the fields of HostConfig
     """A small host that checks itself after every command and can be broken."""
@@ -166,7 +176,7 @@ def _not_taken(outcome: Outcome) -> bool:
     kind = outcome.kind
     if isinstance(kind, RejectedOutcome):
         assert kind.reason not in ("INTERNAL_INVARIANT", "VCPU_BROKEN"), kind.text
-        return kind.reason in ("SEQ_GAP", "SESSION_FENCED", "OUTCOME_FORGOTTEN", "LIMIT_REACHED", "VCPU_NOT_FOUND")
+        return kind.reason in _USES_NO_NUMBER
     return isinstance(kind, BlockedOutcome)
 
 

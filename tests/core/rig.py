@@ -79,11 +79,15 @@ class Rig:
         """From now on there is no memory."""
         self.host.allocator.should_fail = lambda _point, _account, _size: Errno.ENOMEM
 
-    def check(self) -> None:
-        """Every invariant."""
+    def view(self) -> CoreView:
+        """What the invariants talk about."""
         accounts = [self.fpu.account, self.host.allocator.host]
         guests = [(guest, self.fpu.account) for guest in self.guests]
-        check_core(CoreView(self.host, self.cpus, [self.fpu], guests, accounts))
+        return CoreView(self.host, self.cpus, [self.fpu], guests, accounts)
+
+    def check(self) -> None:
+        """Every invariant."""
+        check_core(self.view())
 
 
 def allocated(result: bytearray | AllocFailure) -> bytearray:

@@ -62,7 +62,9 @@ def test_only_tile_data_can_be_disarmed() -> None:
         pytest.param("sapphire-rapids", 2560, 10752, 2816, 11008, 2560, id="Sapphire Rapids: 2560 grows to 10752"),
         pytest.param("granite-rapids", 2560, 10752, 2816, 11008, 2560, id="Granite Rapids: as Sapphire Rapids"),
         pytest.param("ice-lake", 2440, 2440, 2696, 2696, 2440, id="Ice Lake: PKRU is last"),
-        pytest.param("skylake-sp", 2560, 2560, 2688, 2688, 2560, id="Skylake-SP: MPX leaves a gap in the standard format"),
+        pytest.param(
+            "skylake-sp", 2560, 2560, 2688, 2688, 2560, id="Skylake-SP: MPX leaves a gap in the standard format"
+        ),
         pytest.param("zen4", 2456, 2480, 2440, 2440, 2480, id="Zen 4: CET_KERNEL is the guest's alone"),
         pytest.param("goldmont", 704, 704, 1088, 1088, 704, id="Goldmont: MPX and no AVX"),
     ],
@@ -127,7 +129,7 @@ def test_compacted_question_on_a_host_without_the_format() -> None:
 
 def test_unknown_component_is_named() -> None:
     """A question about a component the processor lacks is refused with the field and the number."""
-    with pytest.raises(FieldError, match="xfeature: .* got 3"):
+    with pytest.raises(FieldError, match=r"xfeature: .* got 3"):
         SPR_TABLE.calculate_size(XFEATURE_MASK_BNDREGS, compacted=True)
 
 

@@ -77,7 +77,7 @@ def test_bad_tilecfg_is_gp_and_changes_nothing(raw: bytes) -> None:
 
 
 def test_load_store_zero_release() -> None:
-    """What TILELOADD loads TILESTORED stores; TILEZERO clears one tile; TILERELEASE puts both components in init state."""
+    """What TILELOADD loads TILESTORED stores; TILEZERO clears one tile; TILERELEASE initialises both components."""
     cpu = _cpu()
     tile0, tile7 = random_bytes(1, 1024), random_bytes(2, 1024)
     cpu.tile_instruction(TileOp.LDTILECFG, 0, tilecfg(), _XCR0)
@@ -124,7 +124,9 @@ def test_every_ldtilecfg_zeroes_the_tiles() -> None:
         pytest.param(TileOp.LDTILECFG, _XCR0, True, tilecfg(), Vector.NM, id="CR0.TS: #NM"),
         pytest.param(TileOp.TILEZERO, _XCR0, False, bytes(64), Vector.UD, id="no configuration: #UD"),
         pytest.param(TileOp.TILEZERO, _XCR0, False, tilecfg(0, 0), Vector.UD, id="a tile not configured: #UD"),
-        pytest.param(TileOp.TILELOADD, _XCR0, False, tilecfg(4, 4, start_row=4), Vector.UD, id="start_row too high: #UD"),
+        pytest.param(
+            TileOp.TILELOADD, _XCR0, False, tilecfg(4, 4, start_row=4), Vector.UD, id="start_row too high: #UD"
+        ),
     ],
 )
 def test_faults(op: TileOp, xcr0: int, ts: bool, config: bytes, vector: Vector) -> None:
@@ -151,7 +153,7 @@ def test_xfd(op: TileOp) -> None:
 
 
 def test_configuration_that_ldtilecfg_would_refuse() -> None:
-    """XRSTOR loads any TILECFG, for an image comes from userspace: then no tile is configured, and nothing of ours breaks."""
+    """XRSTOR loads any TILECFG, for images come from userspace: then no tile is configured, and nothing breaks."""
     cpu = _cpu()
     cpu.write_register(XFEATURE_XTILE_CFG, 0, tilecfg(palette=9))
     assert cpu.tile_instruction(TileOp.TILEZERO, 0, b"", _XCR0) is Vector.UD

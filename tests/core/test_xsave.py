@@ -168,7 +168,7 @@ def test_round_trip() -> None:
 
 
 def test_standard_xrstor_loads_mxcsr_from_an_image_in_init_state() -> None:
-    """In the standard format MXCSR comes from memory whatever XSTATE_BV says; in the compacted one it is initialised."""
+    """In the standard format MXCSR comes from memory whatever XSTATE_BV says; in the compacted one it does not."""
     cpu = _cpu()
     cpu.set_mxcsr(0x1F00)
     image = _image(cpu)
@@ -185,9 +185,13 @@ def test_standard_xrstor_loads_mxcsr_from_an_image_in_init_state() -> None:
     [
         pytest.param({"xcomp_bv": 0x7}, True, Vector.GP, id="XRSTORS wants the compacted format: #GP"),
         pytest.param({"xcomp_bv": 0x7, "xstate_bv": 0}, False, Vector.GP, id="XCOMP_BV without bit 63 is not 0: #GP"),
-        pytest.param({"xcomp_bv": 1 << 63 | 1 << 40 | 0x7}, True, Vector.GP, id="XCOMP_BV names what there is not: #GP"),
+        pytest.param(
+            {"xcomp_bv": 1 << 63 | 1 << 40 | 0x7}, True, Vector.GP, id="XCOMP_BV names what there is not: #GP"
+        ),
         pytest.param({"xcomp_bv": 1 << 63 | 0x3}, True, Vector.GP, id="XSTATE_BV has what XCOMP_BV has not: #GP"),
-        pytest.param({"xcomp_bv": 0, "xstate_bv": 1 << 40}, False, Vector.GP, id="XSTATE_BV names what there is not: #GP"),
+        pytest.param(
+            {"xcomp_bv": 0, "xstate_bv": 1 << 40}, False, Vector.GP, id="XSTATE_BV names what there is not: #GP"
+        ),
         pytest.param({"byte": (528, 1)}, True, Vector.GP, id="the first reserved byte of the header: #GP"),
         pytest.param({"byte": (575, 1)}, True, Vector.GP, id="the last reserved byte of the header: #GP"),
         pytest.param({"byte": (26, 1)}, True, Vector.GP, id="a reserved bit of MXCSR: #GP"),

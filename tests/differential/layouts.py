@@ -1,4 +1,4 @@
-"""kernel612_boot_config: what Linux 6.12 computes at boot from a processor's CPUID, against ``fpu_core.config.boot``."""
+"""kernel612_boot_config: what Linux 6.12 computes at boot from a processor's CPUID, against ours."""
 
 from __future__ import annotations
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 
-class EmptyInputError(Exception):
-    """The file holds no row to judge, so a clean result would mean nothing."""
-
-
 def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the ``rows`` of a data file, plain (``.json``) or compressed (``.json.gz``)."""
+    """Read the ``rows`` of a data file, plain (``.json``) or compressed (``.json.gz``).
+
+    Raises ``ValueError`` where there is no list of that name, and what reading and decoding raise.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        rows = json.load(file)["rows"]
+        data = json.load(file)
+    rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list):
-        raise EmptyInputError(f"{path}: 'rows' is not a list")
+        raise ValueError("expected an object with a list 'rows'")  # noqa: TRY004 -- the file's value, not a type of ours
     return rows
 
 

@@ -52,9 +52,11 @@ class RecordingTracer:
         self._keep: list[Fpstate] = []
 
     def name(self, fpstate: Fpstate) -> str:
+        """The data's name of a container: ``buf0`` and so on in the order of allocation, or the task's own."""
         return self.names.get(id(fpstate), "task_builtin")
 
     def vzalloc(self, size_bytes: int, fpstate: Fpstate | None) -> None:
+        """An allocation, or one that failed (None)."""
         if fpstate is None:
             self.lines.append(f"VZALLOC {size_bytes} FAIL")
             return
@@ -63,21 +65,27 @@ class RecordingTracer:
         self.lines.append(f"VZALLOC {size_bytes} -> {name}")
 
     def vfree(self, fpstate: Fpstate) -> None:
+        """Memory given back."""
         self.lines.append(f"VFREE {self.name(fpstate)}")
 
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
+        """Registers saved."""
         self.lines.append(f"XSAVES {self.name(fpstate)} rfbm={rfbm:#x}")
 
     def restore(self, fpstate: Fpstate, rfbm: int) -> None:
+        """Registers restored."""
         self.lines.append(f"XRSTORS {self.name(fpstate)} rfbm={rfbm:#x}")
 
     def write_xfd(self, value: int) -> None:
+        """XFD written."""
         self.lines.append(f"WRMSR IA32_XFD {value:#x}")
 
     def pr_err(self, _text: str) -> None:
+        """The kernel prints an error; the data has no text for it."""
         self.lines.append("pr_err")
 
     def warn(self, text: str) -> None:
+        """The kernel warns."""
         self.lines.append(f"WARN({text})")
 
 
@@ -97,6 +105,7 @@ class World:
 
     @classmethod
     def create(cls, config: FpuConfig) -> World:
+        """A task that runs on one CPU, with a vCPU that has no container yet."""
         tracer = RecordingTracer()
         allocator = Allocator()
         host = FpuHost(config, allocator, tracer)
@@ -123,6 +132,7 @@ class World:
         return world
 
     def run(self, op: str) -> int:
+        """Carry one operation of a row out and return what the kernel would; ``NotModelledError`` for unknown ones."""
         word, *args = op.split()
         if word not in self.handlers:
             raise NotModelledError(word)

@@ -1,0 +1,169 @@
+"""The calls around a session, for asyncio: VMs, vCPUs, permissions, exits, faults.
+
+Thin on purpose: answers are the contract's own messages, refusals are `HostError`. Every call that changes something
+carries a request_id, its own unless one is given, so that gRPC's retry can not do it twice.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
+from fpstate.v1 import (
+    exit_pb2,
+    exit_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    vcpu_pb2,
+    vcpu_pb2_grpc,
+    vm_pb2,
+    vm_pb2_grpc,
+)
+
+from guest_agent import request
+from guest_agent.channel import connect_async
+from guest_agent.error import host_error
+from guest_agent.request import FaultOptions, VmOptions
+
+CALL_TIMEOUT_S = 10.0
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class AsyncHost:
+    """A host at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's; an async context manager.
+
+    `channel` is the connection, for a session beside these calls. Every call raises HostError where the host refuses it
+    or is not reached within `timeout_s` seconds.
+    """
+
+    def __init__(self, host: str | grpc.aio.Channel, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._owns_channel = isinstance(host, str)
+        self._timeout_s = timeout_s
+        self.channel = connect_async(host) if isinstance(host, str) else host
+        self._hosts = host_pb2_grpc.HostServiceStub(self.channel)
+        self._vms = vm_pb2_grpc.VmServiceStub(self.channel)
+        self._vcpus = vcpu_pb2_grpc.VcpuServiceStub(self.channel)
+        self._exits = exit_pb2_grpc.ExitServiceStub(self.channel)
+        self._faults = fault_pb2_grpc.FaultServiceStub(self.channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection, unless it is the caller's."""
+        if self._owns_channel:
+            await self.channel.close()
+
+    async def info(self) -> host_pb2.GetHostInfoResponse:
+        """Return what the host is, can do and holds."""
+        return await self._call(self._hosts.GetHostInfo, host_pb2.GetHostInfoRequest())
+
+    async def create_vm(self, vm_id: str, **more: Unpack[VmOptions]) -> vm_pb2.Vm:
+        """Make a VM named `vms/{vm_id}`; `vm_id` matches [a-z][a-z0-9-]{0,62}."""
+        return (await self._call(self._vms.CreateVm, request.create_vm(vm_id, **more))).vm
+
+    async def get_vm(self, vm: str) -> vm_pb2.Vm:
+        """Return a VM by its name, `vms/{vm}`."""
+        return (await self._call(self._vms.GetVm, vm_pb2.GetVmRequest(name=vm))).vm
+
+    async def list_vms(self) -> list[vm_pb2.Vm]:
+        """Return every VM, by name."""
+        vms: list[vm_pb2.Vm] = []
+        wanted = vm_pb2.ListVmsRequest()
+        while True:
+            page = await self._call(self._vms.ListVms, wanted)
+            vms += page.vms
+            if not page.next_page_token:
+                return vms
+            wanted.page_token = page.next_page_token
+
+    async def delete_vm(self, vm: str, *, force: bool = False, request_id: str = "") -> None:
+        """Delete a VM; one with vCPUs only if `force` is set."""
+        await self._call(self._vms.DeleteVm, request.delete_vm(vm, force=force, request_id=request_id))
+
+    async def reset_vm(self, vm: str, *, request_id: str = "") -> vm_pb2.Vm:
+        """Reset every vCPU of a VM."""
+        return (await self._call(self._vms.ResetVm, request.reset_vm(vm, request_id=request_id))).vm
+
+    async def request_permission(
+        self, vm: str, *, feature: int = request.XTILE_DATA, guest: bool = True, request_id: str = ""
+    ) -> int:
+        """Ask for a dynamic feature, for guests or for the VMM itself; returns the mask permitted now.
+
+        Source: arch_prctl(2), ARCH_REQ_XCOMP_GUEST_PERM and ARCH_REQ_XCOMP_PERM; the errno is the error KVM_ERRNO's.
+        """
+        wanted = request.request_permission(vm, feature=feature, guest=guest, request_id=request_id)
+        return (await self._call(self._vms.RequestPermission, wanted)).permitted
+
+    async def create_vcpu(self, vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.Vcpu:
+        """Make a vCPU; it locks the VM's guest permissions."""
+        wanted = request.create_vcpu(vm, index=index, task=task, request_id=request_id)
+        return (await self._call(self._vcpus.CreateVcpu, wanted)).vcpu
+
+    async def get_vcpu(self, vcpu: str) -> vcpu_pb2.Vcpu:
+        """Return a vCPU by its name, `vms/{vm}/vcpus/{index}`."""
+        return (await self._call(self._vcpus.GetVcpu, vcpu_pb2.GetVcpuRequest(name=vcpu))).vcpu
+
+    async def list_vcpus(self, vm: str) -> list[vcpu_pb2.Vcpu]:
+        """Return the vCPUs of a VM, by index."""
+        vcpus: list[vcpu_pb2.Vcpu] = []
+        wanted = vcpu_pb2.ListVcpusRequest(parent=vm)
+        while True:
+            page = await self._call(self._vcpus.ListVcpus, wanted)
+            vcpus += page.vcpus
+            if not page.next_page_token:
+                return vcpus
+            wanted.page_token = page.next_page_token
+
+    async def delete_vcpu(self, vcpu: str, *, request_id: str = "") -> None:
+        """Delete a vCPU and free its container."""
+        await self._call(self._vcpus.DeleteVcpu, request.delete_vcpu(vcpu, request_id=request_id))
+
+    async def list_exits(self, vm: str = "", *, unresolved: bool = False) -> list[exit_pb2.Exit]:
+        """Return the exits of a VM, or of all, oldest first; only those not resolved yet if `unresolved`."""
+        exits: list[exit_pb2.Exit] = []
+        wanted = exit_pb2.ListExitsRequest(vm=vm, states=request.UNRESOLVED_STATES if unresolved else ())
+        while True:
+            page = await self._call(self._exits.ListExits, wanted)
+            exits += page.exits
+            if not page.next_page_token:
+                return exits
+            wanted.page_token = page.next_page_token
+
+    async def arm_fault(self, point: str, **more: Unpack[FaultOptions]) -> fault_pb2.Fault:
+        """Arm a fault at a point (`fpstate.realloc.alloc`) of a host that was started with faults.
+
+        `errno` is what fails with, a number (12 is ENOMEM); the other options have the kernel's names and meanings.
+        Source: Documentation/fault-injection/fault-injection.rst.
+        """
+        return (await self._call(self._faults.ArmFault, request.arm_fault(point, **more))).fault
+
+    async def disarm_fault(self, name: str, *, request_id: str = "") -> fault_pb2.Fault:
+        """Disarm a fault by its name, `faults/{id}`; returns it with its last counts."""
+        return (await self._call(self._faults.DisarmFault, request.disarm_fault(name, request_id=request_id))).fault
+
+    async def list_faults(self) -> list[fault_pb2.Fault]:
+        """Return the armed faults with their counts, in the order in which they were armed."""
+        faults: list[fault_pb2.Fault] = []
+        wanted = fault_pb2.ListFaultsRequest()
+        while True:
+            page = await self._call(self._faults.ListFaults, wanted)
+            faults += page.faults
+            if not page.next_page_token:
+                return faults
+            wanted.page_token = page.next_page_token
+
+    async def _call(self, call: grpc.aio.UnaryUnaryMultiCallable[Request, Reply], message: Request) -> Reply:
+        try:
+            return await call(message, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise host_error(error) from error

@@ -1,0 +1,165 @@
+"""The link of an asyncio session to its host: opens the session, stays attached, comes back when it is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+
+import grpc
+from fpstate.v1 import session_pb2
+from fpstate.v1.session_pb2_grpc import GuestSessionServiceStub
+
+from guest_agent.attachment import Attachment
+from guest_agent.channel import connect_async
+from guest_agent.error import HostError, host_error
+from guest_agent.opening import Opened, SessionKey, SessionSpec, opened_from_proto
+from guest_agent.outcome import Outcome, Refusal
+from guest_agent.recovery import Patience, Remedy, remedy
+from guest_agent.wire import outcome_from_proto
+
+CALL_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+
+
+class AsyncLink:
+    """The link of one session; the `AsyncSession` that owns it is told each message of the stream.
+
+    Attributes:
+        opened: what the host last answered to OpenSession.
+        resume_target: where a draining host wants its clients to go; empty if it has not said.
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, spec: SessionSpec, opened: Opened, *, owns_channel: bool, reconnect_s: float
+    ) -> None:
+        self._channel = channel
+        self._spec = spec
+        self._owns_channel = owns_channel
+        self._stub = GuestSessionServiceStub(channel)
+        self._patience = Patience(total_s=reconnect_s)
+        self._attachment: Attachment | None = None
+        self.opened = opened
+        self.resume_target = ""
+
+    @property
+    def key(self) -> SessionKey:
+        """Name and epoch now."""
+        return self.opened.key
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a stream that the host has accepted."""
+        return self._attachment is not None
+
+    def send(self, message: session_pb2.AttachRequest) -> None:
+        """Write a message on the stream. Without one it is dropped: what matters is sent again on the next."""
+        if self._attachment is not None:
+            self._attachment.send(message)
+
+    async def run(self, take: Callable[[session_pb2.AttachResponse], None]) -> None:
+        """Be attached, again and again, and hand over each message; returns never.
+
+        Raises:
+            HostError: the host refused, or was not reached for `reconnect_s` seconds.
+        """
+        while True:
+            await self._recover(await self._stay_attached(take))
+
+    async def wait_outcome(self, vcpu: str, seq: int) -> Outcome | None:
+        """Ask for a final outcome that no stream will bring; None if the host could not be asked."""
+        key = self.key
+        request = session_pb2.WaitOutcomeRequest(session=key.name, epoch=key.epoch, vcpu=vcpu, seq=seq)
+        try:
+            response = await self._stub.WaitOutcome(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError:
+            return None
+        return outcome_from_proto(response.outcome)
+
+    async def close(self) -> None:
+        """Close the session and the channel; what the host says to it is not asked."""
+        request = session_pb2.CloseSessionRequest(
+            session=self.key.name, epoch=self.key.epoch, request_id=str(uuid.uuid4())
+        )
+        with suppress(grpc.RpcError):
+            await self._stub.CloseSession(request, timeout=CLOSE_TIMEOUT_S)
+        if self._owns_channel:
+            await self._channel.close()
+
+    # ---- attached ----------------------------------------------------------------------------------------------------
+
+    async def _stay_attached(self, take: Callable[[session_pb2.AttachResponse], None]) -> HostError:
+        """Attach and hand over what comes until the stream ends; returns what ended it."""
+        attachment = Attachment(self._stub, self.key)
+        try:
+            async with aclosing(attachment.responses()) as responses:
+                async for response in responses:
+                    if response.HasField("attached"):
+                        self._patience.reset()
+                        self._attachment = attachment
+                    take(response)
+        except grpc.RpcError as error:
+            return host_error(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # this task is what is cancelled; without that it is the host that has cancelled the call
+        finally:
+            self._attachment = None
+        return HostError(Refusal("UNAVAILABLE", "the host has ended the stream"))
+
+    # ---- cut off -----------------------------------------------------------------------------------------------------
+
+    async def _recover(self, error: HostError) -> None:
+        """Do what makes attaching again worth it, or raise `error`."""
+        match remedy(error.refusal):
+            case Remedy.AGAIN:
+                pass
+            case Remedy.LATER if self.resume_target and self._owns_channel:
+                await self._move()
+            case Remedy.LATER:
+                await self._pause(error)
+            case Remedy.REOPEN:
+                await self._reopen()
+            case Remedy.NONE:
+                raise error
+
+    async def _pause(self, error: HostError) -> None:
+        pause_s = self._patience.pause_s(error.retry_delay_s)
+        if pause_s is None:
+            raise error
+        await asyncio.sleep(pause_s)
+
+    async def _reopen(self) -> None:
+        """Open a new session where the host has ended the old one; a host that is not there is tried again."""
+        while True:
+            try:
+                self.opened = await open_on(self._channel, self._spec)
+            except HostError as refused:
+                if remedy(refused.refusal) in (Remedy.NONE, Remedy.REOPEN):
+                    raise
+                await self._pause(refused)
+            else:
+                return
+
+    async def _move(self) -> None:
+        """Go on at the host that a draining one has named."""
+        target, self.resume_target = self.resume_target, ""
+        await self._channel.close()
+        self._channel = connect_async(target)
+        self._stub = GuestSessionServiceStub(self._channel)
+        await self._reopen()
+
+
+async def open_on(channel: grpc.aio.Channel, spec: SessionSpec) -> Opened:
+    """Open a session.
+
+    Raises:
+        HostError: the host refused, or was not reached.
+    """
+    try:
+        response = await GuestSessionServiceStub(channel).OpenSession(spec.to_proto(), timeout=CALL_TIMEOUT_S)
+    except grpc.RpcError as error:
+        raise host_error(error) from error
+    return opened_from_proto(response)

@@ -1,0 +1,51 @@
+"""One Attach stream, from its hello to its end: what is to be sent waits in a queue, what comes is iterated over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from fpstate.v1 import session_pb2
+
+from guest_agent.opening import SessionKey
+
+if TYPE_CHECKING:
+    from fpstate.v1.session_pb2_grpc import GuestSessionServiceAsyncStub
+
+
+class Attachment:
+    """A stream of the session `key` for all its vCPUs. `responses` may be iterated over once; its end is the stream's.
+
+    The reader is whoever iterates. gRPC's own task takes from the queue and writes, so that nobody who is cancelled
+    takes the stream along.
+    """
+
+    def __init__(self, stub: GuestSessionServiceAsyncStub, key: SessionKey) -> None:
+        self._stub = stub
+        self._outgoing: asyncio.Queue[session_pb2.AttachRequest] = asyncio.Queue()
+        self.send(session_pb2.AttachRequest(hello=session_pb2.AttachHello(session=key.name, epoch=key.epoch)))
+
+    def send(self, message: session_pb2.AttachRequest) -> None:
+        """Write this when its turn comes."""
+        self._outgoing.put_nowait(message)
+
+    async def responses(self) -> AsyncGenerator[session_pb2.AttachResponse]:
+        """Open the stream and yield what the host says.
+
+        Raises:
+            grpc.aio.AioRpcError: the stream ended with a status other than OK.
+        """
+        async with aclosing(self._requests()) as requests:
+            call = self._stub.Attach(requests)
+            try:
+                async for response in call:
+                    yield response
+            finally:
+                # A call that is only dropped lives on. Source: grpc/grpc issue 43462.
+                call.cancel()
+
+    async def _requests(self) -> AsyncGenerator[session_pb2.AttachRequest]:
+        while True:
+            yield await self._outgoing.get()

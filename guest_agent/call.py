@@ -1,0 +1,119 @@
+"""Blocking calls of a session: they outlive deadlines, lost connections and ended leases, and can be interrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from guest_agent.error import HostError, host_error
+from guest_agent.opening import SessionKey
+from guest_agent.outcome import Refusal
+from guest_agent.recovery import Patience, Remedy, remedy
+from guest_agent.wait import Interrupted, SessionLost
+
+Reply = TypeVar("Reply")
+
+
+class SessionHold(Protocol):
+    """What a call needs of its session."""
+
+    @property
+    def key(self) -> SessionKey:
+        """Name and epoch now."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether its owner has closed it."""
+
+    def reopen(self, key: SessionKey) -> None:
+        """Open a new session in place of the one of `key`."""
+
+
+class BlockingCalls:
+    """The calls of one vCPU. `until_answered` blocks its thread; `interrupt` comes from any other."""
+
+    def __init__(self, session: SessionHold, *, reconnect_s: float) -> None:
+        self._session = session
+        self._reconnect_s = reconnect_s
+        self._under_way: set[grpc.Future[Any]] = set()
+        self._changed = threading.Condition(threading.RLock())
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """End the calls under way with `Interrupted`, or the next one if none is."""
+        with self._changed:
+            self._interrupted = True
+            for call in self._under_way:
+                call.cancel()
+            self._changed.notify_all()
+
+    def until_answered(self, start: Callable[[SessionKey], grpc.Future[Reply]]) -> Reply:
+        """Make a call again and again, in a new session where it must be, until the host answers it or refuses it.
+
+        Raises:
+            HostError: refused; or nobody was there for `reconnect_s` seconds.
+            Interrupted: `interrupt` was called. Whether the host has got the call is not known.
+            SessionLost: the session can not be opened again where it was.
+        """
+        patience = Patience(total_s=self._reconnect_s)
+        while True:
+            key = self._session.key
+            try:
+                return self._call(start, key)
+            except HostError as error:
+                self._recover(error, key, patience)
+
+    def _call(self, start: Callable[[SessionKey], grpc.Future[Reply]], key: SessionKey) -> Reply:
+        with self._changed:
+            self._raise_interrupt()
+            if self._session.closed:
+                raise SessionLost(f"session {key.name} was closed by its owner")
+            call = start(key)
+            self._under_way.add(call)
+        try:
+            return call.result()
+        except grpc.FutureCancelledError:
+            with self._changed:
+                self._raise_interrupt()
+            raise HostError(Refusal("UNAVAILABLE", "the call was cancelled on the way")) from None
+        except grpc.RpcError as error:
+            raise host_error(error) from error
+        finally:
+            with self._changed:
+                self._under_way.discard(call)
+
+    def _raise_interrupt(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            raise Interrupted("the wait was abandoned")
+
+    def _recover(self, error: HostError, key: SessionKey, patience: Patience) -> None:
+        """Do what makes the call worth repeating, or raise what it was refused with."""
+        match remedy(error.refusal):
+            case Remedy.AGAIN:
+                patience.reset()
+            case Remedy.LATER:
+                self._pause(error, patience)
+            case Remedy.REOPEN:
+                self._reopen(key, patience)
+            case Remedy.NONE:
+                raise error
+
+    def _reopen(self, key: SessionKey, patience: Patience) -> None:
+        try:
+            self._session.reopen(key)
+        except HostError as refused:
+            if remedy(refused.refusal) in (Remedy.NONE, Remedy.REOPEN):
+                raise
+            self._pause(refused, patience)
+
+    def _pause(self, error: HostError, patience: Patience) -> None:
+        pause_s = patience.pause_s(error.retry_delay_s)
+        if pause_s is None:
+            raise error
+        with self._changed:
+            self._changed.wait_for(lambda: self._interrupted, timeout=pause_s)
+            self._raise_interrupt()
