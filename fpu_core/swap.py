@@ -96,3 +96,22 @@ def _swap_out_and_grow(fpu: Fpu, guest: FpuGuest, request: ReallocRequest) -> Sw
     swap_out(fpu, guest)
     free_replaced(fpu, old)
     return result
+
+
+def abandon_swap(fpu: Fpu, guest: FpuGuest) -> None:
+    """Give the thread its own container back after a bug of ours, whatever was half done; the guest's is left as it is.
+
+    The user's registers were saved when the guest was swapped in, so its image is the truth and nothing of it is lost.
+    """
+    guest.realloc_request = None
+    if guest.fpstate is not None:
+        guest.fpstate.in_use = False
+        guest.fpstate.xstate_bv &= ~guest.fpstate.xfd
+    if fpu.task_fpstate is not None:
+        fpu.fpstate, fpu.task_fpstate = fpu.task_fpstate, None
+        fpu.need_load = True
+        fpu.last_cpu = -1
+    if fpu.cpu is not None:
+        fpu.cpu.xfd_err = 0
+        if fpu.cpu.owner is fpu and fpu.need_load:
+            fpu.cpu.owner = None

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from fpu_core.alloc import Account
 from fpu_core.cpu import Vector
+from fpu_core.errors import CoreBug
+from host_agent.broken import break_vcpu
 from host_agent.commands import ResolveExit
 from host_agent.control import check_may_decide
 from host_agent.directives import finish_pending
@@ -109,7 +111,11 @@ def retry(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision 
     record.retry_ns = None
     record.attempt += 1
     state.act_for(record.vm, record.vcpu)
-    result = enter_again(state, vcpu, record.write)
+    try:
+        result = enter_again(state, vcpu, record.write)
+    except CoreBug as bug:
+        break_vcpu(state, vcpu, bug)
+        return
     if isinstance(result, ReallocExit):
         record.failed_again(result)
         _next_generation(state, vcpu, record, ExitState.OPEN)

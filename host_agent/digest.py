@@ -27,40 +27,44 @@ def digest(state: HostState) -> str:
 def describe(state: HostState) -> Iterator[str]:
     """Yield the canonical form, a line an object; two hosts that differ differ in some line."""
     yield _line("host", state.now_ns, state.revision, state.serial, state.epoch, state.draining, state.config)
+    yield _line("ended", dict(state.ended_sessions), sorted(state.requests))
     yield _line("ledger", state.allocator.host.limit_bytes, state.allocator.host.used_bytes)
     for vm in state.vms.values():
-        yield from _vm(vm)
+        yield from _vm(state, vm)
     for (source, rules), platform in state.platforms.items():
         for cpu in platform.cpus:
             yield _line("cpu", hashlib.sha256(source.encode()).hexdigest(), rules, *_cpu(cpu))
     for session in state.sessions.values():
-        yield _line("session", session.name, session.epoch, session.client_name, session.expires_ns, session.explicit)
+        yield _line("session", session.name, session.epoch, session.client_name, session.explicit)
+        yield _line("  lease", session.expires_ns, session.lease_ns)
         yield _line("  of", *session.vcpus, *session.directives.values())
     for control in state.controls.values():
-        yield _line("control", control.name, control.scope, control.epoch, control.controller, control.expires_ns)
+        yield _line("control", control.name, control.scope, control.epoch, control.controller)
+        yield _line("  lease", control.expires_ns, control.lease_ns)
     for record in (*state.exits.values(), *state.resolved_exits.values()):
         yield _line("exit", dataclasses.asdict(record))
     for fault in state.faults.armed.values():
         yield _line("fault", dataclasses.asdict(fault))
 
 
-def _vm(vm: VmRecord) -> Iterator[str]:
+def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
+    yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump)
     yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid_xcr0)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))
     for vcpu in vm.kvm.vcpus.values():
-        yield _line("  vcpu", *_vcpu(vcpu))
+        yield _line("  vcpu", *_vcpu(state, vcpu))
 
 
-def _vcpu(vcpu: Vcpu) -> Iterator[object]:
+def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
     yield from (vcpu.index, vcpu.state.name, vcpu.xcr0, vcpu.guest_supported_xcr0, vcpu.pkru, vcpu.incarnation)
     yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
     yield _fpstate(vcpu.guest.fpstate)
-    side = vcpu.agent
-    if isinstance(side, VcpuSide):
-        yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
-        yield from side.outcomes.values()
+    # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.
+    side = vcpu.agent if isinstance(vcpu.agent, VcpuSide) else VcpuSide(uid=state.vcpu_uid(vcpu))
+    yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
+    yield from side.outcomes.values()
 
 
 def _fpu(fpu: Fpu) -> Iterator[object]:

@@ -16,8 +16,11 @@ def open_exit(state: HostState, vcpu: Vcpu, seq: int, exited: ReallocExit) -> Ex
     vcpu_name = state.vcpu_name(vcpu)
     side = state.side(vcpu)
     cause, errno = cause_and_errno(exited)
+    name = f"{vcpu_name}/exits/{seq}"
+    # A vCPU that was deleted and made again counts from 1 again; a decision meant for its predecessor must not fit.
+    earlier = state.resolved_exits.pop(name, None)
     record = ExitRecord(
-        name=f"{vcpu_name}/exits/{seq}",
+        name=name,
         vm=vcpu.vm.account.name,
         vcpu=vcpu_name,
         vcpu_uid=side.uid,
@@ -32,6 +35,7 @@ def open_exit(state: HostState, vcpu: Vcpu, seq: int, exited: ReallocExit) -> Ex
         created_revision=state.revision,
         updated_revision=state.revision,
         expires_ns=state.now_ns + state.config.exit_deadline_ns,
+        generation=earlier.generation + 1 if earlier is not None else 1,
     )
     side.exit = record
     state.exits[record.name] = record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpu_core.errors import CoreBug, FieldError
+from host_agent.broken import break_vcpu
 from host_agent.capabilities import capabilities
 from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
 from host_agent.control import bounded_lease
@@ -18,7 +19,7 @@ from host_agent.events import (
     RejectedOutcome,
 )
 from host_agent.guest_events import run_event
-from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, WrongStateError
+from host_agent.kvm.lifecycle import VcpuState, WrongStateError
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, SessionRecord, VcpuSide
 from host_agent.tasks import leave_guest
@@ -189,7 +190,7 @@ def _take(state: HostState, session: SessionRecord, vcpu: Vcpu, side: VcpuSide, 
     except WrongStateError as error:
         outcome = _rejected(event, Refused(Reason.VCPU_PARKED, str(error), vcpu=event.vcpu, exit=""))
     except CoreBug as bug:
-        outcome = _rejected(event, _broken(vcpu, event.vcpu, bug))
+        outcome = _rejected(event, break_vcpu(state, vcpu, bug))
     side.outcomes[event.seq] = outcome
     return outcome
 
@@ -199,13 +200,6 @@ def _check_runnable(name: str, vcpu: Vcpu) -> None:
         raise Refused(Reason.VCPU_KILLED, f"{name!r} was killed", vcpu=name)
     if vcpu.state is VcpuState.BROKEN:
         raise Refused(Reason.VCPU_BROKEN, f"{name!r} met a bug of the host and was stopped", vcpu=name)
-
-
-def _broken(vcpu: Vcpu, name: str, bug: CoreBug) -> Refused:
-    """Our bug stops the vCPU it happened on, and says so."""
-    vcpu.move(VcpuEvent.BUG)
-    text = f"{name!r} was stopped by a bug of the host: {bug}"
-    return Refused(Reason.INTERNAL_INVARIANT, text, invariant=bug, vcpu=name)
 
 
 def _repeated(side: VcpuSide, event: GuestEvent) -> Outcome:

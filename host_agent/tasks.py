@@ -53,7 +53,13 @@ def run_on_cpu(vm: VmRecord, task: TaskRecord) -> None:
 
 
 def enter_guest(state: HostState, vm: VmRecord, vcpu: Vcpu, task: TaskRecord) -> None:
-    """KVM_RUN on ``task``; a thread is in one KVM_RUN at a time."""
+    """KVM_RUN on ``task``, a thread of the VM's process; a thread is in one KVM_RUN at a time.
+
+    Another process gets EIO. Source: virt/kvm/kvm_main.c, kvm_vcpu_ioctl(), vcpu->kvm->mm != current->mm.
+    """
+    if task.fpu.leader is not vm.kvm.leader:
+        text = f"task {task.id!r} is of another process: KVM_RUN returns EIO"
+        raise Refused(Reason.KVM_ERRNO, text, errno=5, errnoName="EIO", call="KVM_RUN")
     if task.vcpu is not None:
         raise Refused(
             Reason.TASK_BUSY,

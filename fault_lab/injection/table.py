@@ -64,6 +64,8 @@ class ArmedFault:
     #: How often the point was reached inside the scope, and how often the fault fired.
     hits: int = 0
     fired: int = 0
+    #: Hits past the space budget: what ``interval`` counts.
+    counted: int = 0
 
     def matches(self, point: str, vm: str, vcpu: str) -> bool:
         """Whether a hit of ``point`` by ``vm`` and ``vcpu`` is this fault's business."""
@@ -80,7 +82,8 @@ class ArmedFault:
         if attrs.space > size_bytes:
             self.attributes = replace(attrs, space=attrs.space - size_bytes)
             return False
-        if attrs.interval > 1 and self.hits % attrs.interval:
+        self.counted += 1
+        if attrs.interval > 1 and self.counted % attrs.interval:
             return False
         if draw_ppm(attrs.seed, self.point, entity, self.hits) >= attrs.probability_ppm:
             return False

@@ -17,7 +17,7 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug, core_assert
 from fpu_core.fpu import Fpu
 from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
-from fpu_core.swap import SwapResult, swap_in, swap_out
+from fpu_core.swap import SwapResult, abandon_swap, swap_in, swap_out
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 from host_agent.kvm.lifecycle import VcpuEvent
 from host_agent.kvm.vcpu import Vcpu
@@ -44,6 +44,14 @@ def vcpu_leave(vcpu: Vcpu) -> SwapResult:
     vcpu.fpu = None
     vcpu.move(VcpuEvent.LEAVE)
     return result
+
+
+def vcpu_abandon(vcpu: Vcpu) -> None:
+    """A bug of ours stops this vCPU: its thread goes on without it, from any state of either."""
+    if vcpu.fpu is not None:
+        abandon_swap(vcpu.fpu, vcpu.guest)
+        vcpu.fpu = None
+    vcpu.move(VcpuEvent.BUG)
 
 
 def _runner(vcpu: Vcpu) -> Fpu:
