@@ -98,15 +98,15 @@ def fpstate_init_user(fpstate: Fpstate, config: FpuConfig) -> None:
 
 def fpstate_init_layout(fpstate: Fpstate, config: FpuConfig) -> None:
     """Write XCOMP_BV for the container's features: without it XRSTORS takes #GP. Source: xstate_init_xcomp_bv()."""
-    fpstate.xcomp_bv = _xcomp_bv(fpstate.xfeatures) if config.compacted else 0
+    fpstate.xcomp_bv = shared_mask(fpstate.xfeatures | XCOMP_BV_COMPACTED_FORMAT) if config.compacted else 0
 
 
-_XCOMP_BVS: dict[int, int] = {}
+_MASKS: dict[int, int] = {}
 
 
-def _xcomp_bv(xfeatures: int) -> int:
-    """One shared int per mask: a hundred thousand containers would otherwise each keep their own."""
-    return _XCOMP_BVS.setdefault(xfeatures, xfeatures | XCOMP_BV_COMPACTED_FORMAT)
+def shared_mask(mask: int) -> int:
+    """Return the one int object of this value: a hundred thousand containers would otherwise each keep their own."""
+    return _MASKS.setdefault(mask, mask)
 
 
 def task_fpstate(config: FpuConfig) -> Fpstate:

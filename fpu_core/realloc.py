@@ -19,7 +19,7 @@ from fpu_core.alloc import (
 )
 from fpu_core.context import fpregs_restore_userregs, running_cpu
 from fpu_core.errors import Errno, core_assert
-from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, fpstate_init_layout
+from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, fpstate_init_layout, shared_mask
 from fpu_core.fpu import Fpu, FpuGuest, StatePerm
 from fpu_core.permission import group_perm
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
@@ -69,7 +69,7 @@ def replace_guest_fpstate(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Realloca
     xfeatures &= XFEATURE_MASK_USER_DYNAMIC
     result = _grow(fpu, guest, perm, xfeatures)
     if isinstance(result, Reallocated):
-        guest.xfeatures |= xfeatures
+        guest.xfeatures = shared_mask(guest.xfeatures | xfeatures)
         guest.uabi_size = perm.user_state_size
     return result
 
@@ -120,8 +120,8 @@ def _describe(old: Fpstate, regs: bytearray, perm: StatePerm, xfeatures: int) ->
         regs=regs,
         size=perm.state_size,
         user_size=perm.user_state_size,
-        xfeatures=old.xfeatures | xfeatures,
-        user_xfeatures=old.user_xfeatures | xfeatures,
+        xfeatures=shared_mask(old.xfeatures | xfeatures),
+        user_xfeatures=shared_mask(old.user_xfeatures | xfeatures),
         xfd=old.xfd,
     )
     new.is_valloc = True

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: How long to leave a vCPU alone that is parked on an exit we were not told of.
 _BLOCKED_PAUSE_S = 0.05
 
+#: Events that are sent before the outcome of the first of them is here; a host keeps at least 1,024 outcomes of a vCPU.
+_OUTCOMES_KEPT = 512
+
 #: The number under which an event happened, and its final outcome.
 _Final = tuple[int, FinalOutcome]
 _Entry = tuple[GuestEvent, asyncio.Future[_Final]]
@@ -56,6 +59,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self._ledger = resume.ledger()
         self._queue: deque[_Entry] = deque()
         self._sent = {seq: self._waiter() for seq in self._ledger.under_way}
+        self._left_over = next(iter(self._sent.values()), None)  # an earlier agent's, until somebody has waited for it
         self._unheard: set[int] = set()  # numbers sent of which nothing has been heard, on this connection
         self._settling = False
         self._ended_by: Exception | None = None
@@ -87,18 +91,25 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         return [outcome for _seq, outcome in await self._submit(events)]
 
     async def wait_pending(self) -> InstructionOutcome:
-        """Wait for the final outcome of the event that pends: of an earlier session, or of a wait that was given up.
+        """Wait for the final outcome of the event that pends.
+
+        That of an earlier session is kept until somebody has asked for it here. That of a wait that was given up is not:
+        who asks after it came is told that nothing pends.
 
         Raises:
             LookupError: nothing pends.
             EventRejected, HostError, SessionLost: as `submit`.
         """
-        waiting = self.pending
-        if waiting is None:
+        waiter, waiting = self._left_over, self.pending
+        if waiter is None and waiting is not None:
+            if self._sent[waiting.seq].cancelled():
+                self._sent[waiting.seq] = self._waiter()
+            waiter = self._sent[waiting.seq]
+        if waiter is None:
             raise LookupError(f"{self.name}: no event is pending")
-        if self._sent[waiting.seq].cancelled():
-            self._sent[waiting.seq] = self._waiter()
-        return self._instruction(*await asyncio.shield(self._sent[waiting.seq]))
+        final = await asyncio.shield(waiter)
+        self._left_over = None
+        return self._instruction(*final)
 
     @property
     def pending(self) -> PendingEvent | None:
@@ -149,7 +160,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         if not self._session.attached or self._settling:
             return
         messages = []
-        for _credit in range(self._session.credits_left):
+        for _credit in range(min(self._session.credits_left, self._room)):
             entry = self._next()
             if entry is None:
                 break
@@ -160,6 +171,11 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             self._step(seq, None)
             messages.append(event_to_proto(self.name, seq, event))
         self._session.send(messages)
+
+    @property
+    def _room(self) -> int:
+        """How many events more the host keeps outcomes for: what is received is said with the next message."""
+        return max(0, _OUTCOMES_KEPT - (self._ledger.next_seq - 1 - self._ledger.received_through))
 
     def _next(self) -> _Entry | None:
         """Take the next event that may be sent from the queue; those nobody waits for any more are dropped."""

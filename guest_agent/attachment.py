@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from fpstate.v1 import session_pb2
@@ -37,14 +36,13 @@ class Attachment:
         Raises:
             grpc.aio.AioRpcError: the stream ended with a status other than OK.
         """
-        async with aclosing(self._requests()) as requests:
-            call = self._stub.Attach(requests)
-            try:
-                async for response in call:
-                    yield response
-            finally:
-                # A call that is only dropped lives on. Source: grpc/grpc issue 43462.
-                call.cancel()
+        call = self._stub.Attach(self._requests())
+        try:
+            async for response in call:
+                yield response
+        finally:
+            # A call that is only dropped lives on. Source: grpc/grpc issue 43462.
+            call.cancel()
 
     async def _requests(self) -> AsyncGenerator[session_pb2.AttachRequest]:
         while True:

@@ -124,7 +124,9 @@ def run_guest(options: GuestOptions, out: TextIO | None = None) -> int:
         with _terminable(), Host(options.host) as host:
             wait_for_host(host.channel, timeout_s=options.wait_s)
             return _run(options, load, host, _write_to(out or sys.stdout) if options.timeline else _to_nobody)
-    except (HostError, SessionLost, MessageError, KvmError, OSError) as error:
+    except (HostError, TimeoutError) as error:
+        return _complain(error, 1, where=f"{options.host}: ")
+    except (SessionLost, MessageError, KvmError, OSError) as error:
         return _complain(error, 1)
     except ValueError as error:
         return _complain(error, 2)
@@ -202,8 +204,8 @@ def _say_ended(report: GuestReport | ScriptReport, timeline: GuestTimeline) -> N
     timeline.say(f"guest ended: {report.outcome.name}{reason}", tone, outcome=report.outcome.value, said=report.said)
 
 
-def _complain(error: Exception, status: int) -> int:
-    sys.stderr.write(f"fpstated guest: {error}\n")
+def _complain(error: Exception, status: int, *, where: str = "") -> int:
+    sys.stderr.write(f"fpstated guest: {where}{error}\n")
     for note in getattr(error, "__notes__", ()):
         sys.stderr.write(f"  {note}\n")
     return status

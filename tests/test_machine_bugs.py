@@ -36,7 +36,7 @@ class Rig:
         self.session = self.open()
         self.control = self.apply(c.AcquireControl(scope="", controller="test"))
 
-    def apply(self, command: c.Command) -> Any:
+    def apply(self, command: c.Command) -> Any:  # noqa: ANN401 -- each command has its own reply
         """Apply one command, a nanosecond after the last."""
         self.now_ns += 1
         return self.machine.apply(command, self.now_ns)
