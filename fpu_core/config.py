@@ -166,10 +166,12 @@ def _state_config(table: ComponentTable, max_features: int, default: int, *, com
 
 
 def _without_xsave(profile: CpuidProfile, rules: KernelRules, caps: CpuCaps, table: ComponentTable) -> FpuConfig:
-    """A host that saves with FXSAVE: 512 bytes, x87 and SSE. Source: fpu__init_system_xstate_size_legacy()."""
-    legacy = XFEATURE_MASK_FPSSE if caps.FXSR else XFEATURE_MASK_FP
+    """A host that saves with FXSAVE: 512 bytes, x87 and SSE; the feature masks stay 0, they are XSAVE's.
+
+    Source: arch/x86/kernel/fpu/init.c, fpu__init_system_xstate_size_legacy().
+    """
     state = FpuStateConfig(
-        max_features=legacy, default_features=legacy, max_size=FXSAVE_SIZE_BYTES, default_size=FXSAVE_SIZE_BYTES
+        max_features=0, default_features=0, max_size=FXSAVE_SIZE_BYTES, default_size=FXSAVE_SIZE_BYTES
     )
     return FpuConfig(
         profile=profile,
@@ -178,9 +180,9 @@ def _without_xsave(profile: CpuidProfile, rules: KernelRules, caps: CpuCaps, tab
         table=ComponentTable(table.components, compacted=False),
         kernel=state,
         user=state,
-        guest_default_features=legacy,
+        guest_default_features=0,
         guest_default_size=FXSAVE_SIZE_BYTES,
-        legacy_features=legacy,
+        legacy_features=XFEATURE_MASK_FPSSE if caps.FXSR else XFEATURE_MASK_FP,
         independent_features=0,
         init_xfd=0,
         xsave=False,

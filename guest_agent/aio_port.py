@@ -93,8 +93,8 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
     async def wait_pending(self) -> InstructionOutcome:
         """Wait for the final outcome of the event that pends.
 
-        That of an earlier session is kept until somebody has asked for it here. That of a wait that was given up is not:
-        who asks after it came is told that nothing pends.
+        That of an earlier session is kept until somebody has asked for it here. That of a wait that was given up is
+        not: who asks after it came is told that nothing pends.
 
         Raises:
             LookupError: nothing pends.

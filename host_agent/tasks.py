@@ -196,8 +196,9 @@ def use(state: HostState, command: UseFeature) -> FeatureUse:
     vm, task = state.task(command.task)
     _outside(vm, task)
     config = state.platform_config(vm)
-    if command.feature < 0 or not config.user.max_features >> command.feature & 1:
-        raise invalid("feature", f"a bit of {config.user.max_features:#x}", command.feature)
+    usable = config.user.max_features | config.legacy_features
+    if command.feature < 0 or not usable >> command.feature & 1:
+        raise invalid("feature", f"a bit of {usable:#x}", command.feature)
     state.act_for(vm.name)
     size = config.table.size_bytes(command.feature)
     if command.offset < 0 or command.length < 0 or command.offset + command.length > size:

@@ -124,7 +124,7 @@ def execute_tile(vcpu: Vcpu, *, op: TileOp, tile: int, memory: bytes) -> Done | 
 
 
 def _check_feature(vcpu: Vcpu, feature: int) -> int:
-    known = vcpu.vm.supported_xcr0
+    known = vcpu.vm.supported_xcr0 | vcpu.vm.host.config.legacy_features
     if feature < 0 or not known >> feature & 1:
         raise FieldError("feature", f"a bit of {known:#x}, what KVM can give a guest here", feature)
     return vcpu.vm.host.config.table.size_bytes(feature)

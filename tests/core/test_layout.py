@@ -138,7 +138,8 @@ def test_host_without_xsave_uses_fxsave() -> None:
     config = boot(without_compaction(xsave=False))
     assert not config.xsave
     assert config.kernel.max_size == config.user.max_size == config.guest_default_size == FXSAVE_SIZE_BYTES
-    assert config.kernel.max_features == XFEATURE_MASK_FPSSE
+    assert config.kernel.max_features == config.user.max_features == 0, "those masks are XSAVE's"
+    assert config.legacy_features == XFEATURE_MASK_FPSSE
 
 
 def test_kernel_rules_differ_in_the_features_they_know() -> None:

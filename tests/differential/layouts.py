@@ -35,7 +35,8 @@ def run(path: Path, name_prefix: str = "") -> Report:
     return report
 
 
-def _profile(row: dict[str, Any]) -> CpuidProfile:
+def profile_of_row(row: dict[str, Any]) -> CpuidProfile:
+    """The processor of a row: leaf 0xD and the capability flags are all that it has. ``FieldError`` if truncated."""
     leaves = {
         (0xD, int(subleaf)): CpuidRegs(*(int(regs[name], 16) for name in ("eax", "ebx", "ecx", "edx")))
         for subleaf, regs in row["leaf_d"].items()
@@ -47,7 +48,7 @@ def _profile(row: dict[str, Any]) -> CpuidProfile:
 def _expect_refusal(report: Report, row: dict[str, Any]) -> None:
     names = [f"0xD.{nr}" for nr in row["dump_missing_subleaves"]]
     try:
-        _profile(row)
+        profile_of_row(row)
     except FieldError as refused:
         if not all(name in refused.expected for name in names):
             report.compare(row["cpu"], "the refusal names the missing sub-leaves", refused.expected, names)
@@ -56,7 +57,7 @@ def _expect_refusal(report: Report, row: dict[str, Any]) -> None:
 
 
 def _compare_row(report: Report, row: dict[str, Any]) -> None:
-    config = boot(_profile(row), KERNEL_6_12)
+    config = boot(profile_of_row(row), KERNEL_6_12)
     ours = _result(config)
     for key, theirs in row["result"].items():
         if key in _NOT_COMPARED or key.startswith("hw_"):

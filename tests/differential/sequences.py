@@ -6,8 +6,10 @@ kernel leaves XSTATE_BV bits set under XFD in a guest image that is the truth in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,21 @@ from fpu_core.sched import switch_fpu_return, switch_to
 from fpu_core.swap import swap_in, swap_out
 from fpu_core.task import xfd_enable_feature
 from fpu_core.xfeature import for_each_set_bit
+from tests.differential.layouts import profile_of_row
 from tests.differential.report import Report, load_rows
 from tests.differential.snapshot import container_of
 
 #: Processors whose sub-leaves stand in for a row's that has none: the row says features and sizes, and they must agree.
 _REFERENCE_PROFILES = ("sapphire-rapids", "zen4", "skylake-sp")
+
+
+#: Which of the save instructions a processor has, the best first.
+_SAVE_FLAGS: tuple[dict[str, bool], ...] = (
+    {},
+    {"XSAVES": False},
+    {"XSAVES": False, "XSAVEC": False},
+    {"XSAVES": False, "XSAVEC": False, "XSAVEOPT": False},
+)
 
 
 class NotModelledError(Exception):
@@ -46,7 +58,11 @@ class NotModelledError(Exception):
 class RecordingTracer:
     """Writes operations down in the words of the data."""
 
-    def __init__(self) -> None:
+    def __init__(self, caps: CpuCaps) -> None:
+        # The kernel uses the best instruction there is. Source: xstate.h, os_xsave(); boot data for the restore.
+        best = [name for name in ("XSAVES", "XSAVEC", "XSAVEOPT") if getattr(caps, name)]
+        self._save = best[0] if best else "XSAVE"
+        self._restore = "XRSTORS" if caps.XSAVES else "XRSTOR"
         self.lines: list[str] = []
         self.names: dict[int, str] = {}
         self._keep: list[Fpstate] = []
@@ -70,11 +86,11 @@ class RecordingTracer:
 
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers saved."""
-        self.lines.append(f"XSAVES {self.name(fpstate)} rfbm={rfbm:#x}")
+        self.lines.append(f"{self._save} {self.name(fpstate)} rfbm={rfbm:#x}")
 
     def restore(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers restored."""
-        self.lines.append(f"XRSTORS {self.name(fpstate)} rfbm={rfbm:#x}")
+        self.lines.append(f"{self._restore} {self.name(fpstate)} rfbm={rfbm:#x}")
 
     def write_xfd(self, value: int) -> None:
         """XFD written."""
@@ -106,7 +122,7 @@ class World:
     @classmethod
     def create(cls, config: FpuConfig) -> World:
         """A task that runs on one CPU, with a vCPU that has no container yet."""
-        tracer = RecordingTracer()
+        tracer = RecordingTracer(config.caps)
         allocator = Allocator()
         host = FpuHost(config, allocator, tracer)
         cpu = Cpu(0, config, tracer)
@@ -290,11 +306,14 @@ def _without(step: dict[str, Any], key: str, hidden: int) -> object:
 
 
 def _config(row: dict[str, Any]) -> FpuConfig:
-    """Boot a host whose features and sizes are the row's."""
-    initial = row["initial"]
-    for name in _REFERENCE_PROFILES:
+    """Boot a host whose features and sizes are the row's.
+
+    The processor is the row's own where its leaves are known; otherwise one put together from a reference processor's
+    components. Either way the row says what must come out.
+    """
+    for profile in _candidates(row):
         try:
-            config = boot(_profile(row, builtin_profile(name)), KERNEL_6_12)
+            config = boot(profile, KERNEL_6_12)
         except FieldError:  # this reference lacks a component of the row
             continue
         found = {
@@ -304,18 +323,38 @@ def _config(row: dict[str, Any]) -> FpuConfig:
             "kernel_default_size": config.kernel.default_size,
             "user_default_size": config.user.default_size,
         }
-        if found == initial:
+        if found == row["initial"]:
             return config
-    raise NotModelledError(f"no reference processor fits {row['cpu']}: {initial}")
+    raise NotModelledError(f"no reference processor fits {row['cpu']}: {row['initial']}")
 
 
-def _profile(row: dict[str, Any], reference: CpuidProfile) -> CpuidProfile:
+def _candidates(row: dict[str, Any]) -> Iterator[CpuidProfile]:
+    known = _known_processors().get(row.get("file", ""))
+    if known is not None:
+        yield known
+    for flags in _SAVE_FLAGS:
+        for name in _REFERENCE_PROFILES:
+            with suppress(FieldError):
+                yield _profile(row, builtin_profile(name), flags)
+
+
+@cache
+def _known_processors() -> dict[str, CpuidProfile]:
+    """The processors of the boot data in the tree, by the name of their dump."""
+    found = {}
+    for row in load_rows(Path(__file__).parent.parent / "data" / "kernel612_boot_config.json.gz"):
+        with suppress(FieldError):  # a truncated dump is no processor
+            found[row["file"]] = profile_of_row(row)
+    return found
+
+
+def _profile(row: dict[str, Any], reference: CpuidProfile, flags: dict[str, bool]) -> CpuidProfile:
     user = int(row["initial"]["user_max_features"], 16)
     supervisor = int(row["initial"]["kernel_max_features"], 16) & ~user
     leaves = {(0xD, nr): _subleaf(reference, nr) for nr in for_each_set_bit((user | supervisor) & ~3)}
-    leaves[0xD, 0] = CpuidRegs(user, 0, 0, 0)
-    leaves[0xD, 1] = CpuidRegs(0x1F, 0, supervisor, 0)
-    return CpuidProfile(row["cpu"], leaves, CpuCaps(*(True,) * len(CpuCaps._fields)))
+    leaves[0xD, 0] = CpuidRegs(user & 0xFFFF_FFFF, 0, 0, user >> 32)
+    leaves[0xD, 1] = CpuidRegs(0, 0, supervisor & 0xFFFF_FFFF, supervisor >> 32)
+    return CpuidProfile(row["cpu"], leaves, CpuCaps(*(True,) * len(CpuCaps._fields))._replace(**flags))
 
 
 def _subleaf(reference: CpuidProfile, nr: int) -> CpuidRegs:
