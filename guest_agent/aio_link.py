@@ -100,7 +100,7 @@ class AsyncLink:
                         self._attachment = attachment
                     take(response)
         except grpc.RpcError as error:
-            return host_error(error)
+            return _what_ended_it(host_error(error))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -150,6 +150,16 @@ class AsyncLink:
         self._channel = connect_async(target)
         self._stub = GuestSessionServiceStub(self._channel)
         await self._reopen()
+
+
+def _what_ended_it(error: HostError) -> HostError:
+    """Take gRPC's own INTERNAL for the lost connection that it is; a host's comes with a reason.
+
+    A write that meets a dead connection ends the call so. Source: grpc/aio/_call.py, _StreamRequestMixin._write().
+    """
+    if error.refusal.code == "INTERNAL" and not error.reason:
+        return HostError(Refusal("UNAVAILABLE", f"the stream was cut: {error.refusal.message}"))
+    return error
 
 
 async def open_on(channel: grpc.aio.Channel, spec: SessionSpec) -> Opened:

@@ -21,7 +21,7 @@ UD, NM, GP = 6, 7, 13
 
 
 class Processor:
-    """A vCPU with AMX and XFD, small enough to read at a glance. `refuse` names the growth that is answered with #GP."""
+    """A vCPU with AMX and XFD, small enough to read at a glance; `refuse` names the growth that gets #GP."""
 
     def __init__(self, *, refuse: str = "") -> None:
         self.refuse = refuse
@@ -89,9 +89,7 @@ def run(text: str, processor: Processor | None = None) -> ScriptReport:
 @pytest.mark.parametrize(
     ("order", "refuse", "outcome", "said"),
     [
-        pytest.param(
-            GrowthOrder.XFD_ARMED_FIRST, "", Outcome.VERIFIED, "BxAxNGvV", id="the #NM handler's XFD write grows"
-        ),
+        pytest.param(GrowthOrder.XFD_ARMED_FIRST, "", Outcome.VERIFIED, "BxAxNGvV", id="the XFD write grows"),
         pytest.param(GrowthOrder.XFD_ARMED_FIRST, "xfd", Outcome.REFUSED, "BxAxNRvW", id="it is refused with #GP"),
         pytest.param(GrowthOrder.XFD_ARMED_FIRST, "xcr0", Outcome.REFUSED, "BxARW", id="XSETBV is refused, XFD armed"),
         pytest.param(GrowthOrder.XCR0_FIRST_WITH_XFD_0, "", Outcome.VERIFIED, "BxxGvV", id="XSETBV grows"),
@@ -168,7 +166,7 @@ def test_marks_are_heard_as_they_are_said() -> None:
             "test.txt:2: tile tilezero 0: #UD, for which there is no handler", id="an exception without a handler",
         ),
         pytest.param("on ud: skip\ntile tilezero 0\nsay VERIFIED", Outcome.VERIFIED, "", id="skip goes on behind it"),
-        pytest.param("on ud: say refused, hlt\ntile tilezero 0\nsay VERIFIED", Outcome.REFUSED, "", id="a short handler"),
+        pytest.param("on ud: say refused, hlt\ntile tilezero 0\nsay VERIFIED", Outcome.REFUSED, "", id="one line"),
         pytest.param(
             "on ud: goto out\ntile tilezero 0\nsay MISMATCH\nout:\nsay VERIFIED", Outcome.VERIFIED, "",
             id="a handler may go elsewhere",
@@ -183,7 +181,7 @@ def test_marks_are_heard_as_they_are_said() -> None:
             id="a handler that mends nothing does not run for ever",
         ),
         pytest.param(
-            "xsetbv 0 602e7\ntile ldtilecfg 2x3x5\ntile tileloadd 1 pattern=9\nverify tile 1\nverify tile 0\ntile sttilecfg",
+            "xsetbv 0 602e7\ntile ldtilecfg 2x3x5\ntile tileloadd 1 pattern=9\nverify tile 1\ntile sttilecfg",
             Outcome.HALTED, "", id="a small tile is verified as a whole register",
         ),
     ],
