@@ -6,7 +6,7 @@ import sys
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -127,13 +127,21 @@ def controller(
     lease: Annotated[
         float, typer.Option(min=0, help="Seconds the control lease is wished for; 0: the host's own.")
     ] = 0.0,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Write JSON lines to standard output.")] = False,
 ) -> None:
-    """Run a controller: it decides what happens after an allocation failure. JSON lines on standard output."""
+    """Run a controller: it decides what happens after an allocation failure."""
+    from fpstated.console import HumanLines
     from vmm_controller.run import run_controller
 
     try:
         status = run_controller(
-            host or _default_address(), policies=policy or (), scope=scope, name=name, seed=seed, lease_s=lease
+            host or _default_address(),
+            policies=policy or (),
+            scope=scope,
+            name=name,
+            seed=seed,
+            lease_s=lease,
+            out=None if timeline else cast("TextIO", HumanLines()),
         )
     except ValueError as error:
         print(f"fpstated controller: {error}", file=sys.stderr)
@@ -182,6 +190,7 @@ def guest(
     ] = False,
 ) -> None:
     """Run one guest against a host: VM, permission and vCPU are made, the guest runs to its end."""
+    from fpstated.console import HumanLines
     from guest_agent.kvm import GrowthOrder
     from guest_agent.run import GuestKind as Kind
     from guest_agent.run import GuestOptions, run_guest
@@ -200,9 +209,9 @@ def guest(
         permission=not no_permission,
         lease_s=lease,
         wait_s=wait,
-        timeline=timeline,
+        timeline=True,
     )
-    raise typer.Exit(run_guest(options))
+    raise typer.Exit(run_guest(options, None if timeline else cast("TextIO", HumanLines())))
 
 
 class DemoKind(Enum):

@@ -12,7 +12,7 @@ from typing import Self
 
 from rich.console import Console
 
-from fpstated.timeline import TimelineLine, parse_line, render
+from fpstated.timeline import TimelineLine, controller_line, parse_line, render
 
 #: How long a line may be on its way from its process to us: lines are printed in the order of their stamps.
 _SETTLE_S = 0.15
@@ -84,17 +84,14 @@ class Feed:
             self._console.print(text, soft_wrap=True)
 
     def _controller_line(self, raw: str) -> TimelineLine | None:
-        """Lane U: what a controller says of its decisions, in its own words."""
+        """Lane U: what a controller says of its decisions."""
         try:
             event = json.loads(raw)
         except ValueError:
             return None
         if not isinstance(event, dict) or event.get("event") != "decision":
             return None
-        t_ns = round(float(event["time_s"]) * 1e9) - self._wall_offset_ns
-        delay = f" {event['delay_s'] * 1000:.0f} ms" if "delay_s" in event else ""
-        text = f"decide {event['decision']}{delay}   (attempt {event['attempt']}, generation {event['generation']})"
-        return TimelineLine(t_ns, "U", str(event["vcpu"]), text, "decision")
+        return controller_line(event, wall_offset_ns=self._wall_offset_ns)
 
 
 class DemoProcess:

@@ -8,8 +8,9 @@ Every process writes JSON lines, stamped with CLOCK_MONOTONIC, which all process
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -62,6 +63,46 @@ def render(lines: Iterable[TimelineLine], *, start_ns: int) -> Iterator[Text]:
         text.append(f"{short_name(line.vcpu):8}", style="dim")
         text.append(line.text, style=_TONE_STYLES.get(line.tone, ""))
         yield text
+
+
+def controller_line(event: Mapping[str, Any], *, wall_offset_ns: int) -> TimelineLine | None:
+    """Lane U: what a controller says of itself (vmm_controller/timeline.py); None for what says nothing new.
+
+    ``wall_offset_ns`` is the system's clock minus CLOCK_MONOTONIC.
+    """
+    said = _controller_text(event)
+    if said is None:
+        return None
+    text, tone = said
+    t_ns = round(float(event.get("time_s", 0)) * 1e9) - wall_offset_ns
+    return TimelineLine(t_ns, "U", str(event.get("vcpu", "")), text, tone)
+
+
+def _controller_text(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    match event.get("event"):
+        case "control":
+            return f"control of {event['scope'] or 'the host'}: {event['what']}", "plain"
+        case "watching":
+            return f"watching; {event['open']} exits are open", "plain"
+        case "disconnected":
+            return f"no host ({event['code']}); next try in {event['delay_s']:.1f} s", "failure"
+        case "exit" if event["state"] == "OPEN":
+            why = (
+                f"{event['errno_name']} {event['cause']}, needs {event['bytes_needed']:,} B, attempt {event['attempt']}"
+            )
+            return f"exit: {why}", "exit"
+        case "decision":
+            delay = f" {event['delay_s'] * 1000:.0f} ms" if "delay_s" in event else ""
+            which = f"attempt {event['attempt']}, generation {event['generation']}"
+            return f"decide {event['decision']}{delay}   ({which})", "decision"
+        case "exit" if event["state"] in ("RESOLVED", "CANCELLED"):
+            return f"{event['state'].lower()}: {event['result']} at attempt {event['attempt']}", "growth"
+        case "refused":
+            return f"{event['decision']} refused: {event['reason']}: {event['message']}", "failure"
+        case "left":
+            return f"left to the deadline: {event['why']}", "exit"
+        case _:
+            return None
 
 
 def short_name(name: str) -> str:

@@ -30,8 +30,17 @@ class DirectiveIssued:
 
 
 @dataclass(frozen=True, slots=True)
+class VcpusTaken:
+    """A session has these vCPUs from now on; whoever had them is fenced off from them."""
+
+    session: str
+    epoch: int
+    vcpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """The host takes no new work."""
 
 
-Effect = OutcomeReady | ExitChanged | DirectiveIssued | Drained
+Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained

@@ -144,7 +144,7 @@ class GuestEvent:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """A container that grew, in bytes of its image."""
+    """A container that grew: bytes of its image, and all the features it now has room for."""
 
     old_bytes: int
     new_bytes: int

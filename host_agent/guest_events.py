@@ -229,7 +229,7 @@ def done_outcome(vcpu: Vcpu, done: Done | None) -> DoneOutcome:
     growth = None
     if done is not None and done.reallocated is not None:
         grown = done.reallocated
-        growth = Growth(grown.old_size_bytes, grown.new_size_bytes, grown.xfeatures)
+        growth = Growth(grown.old_size_bytes, grown.new_size_bytes, vcpu.fpstate.xfeatures)
     return DoneOutcome(
         value=done.value if done is not None else None,
         data=done.data if done is not None else b"",

@@ -9,6 +9,7 @@ from host_agent.broken import break_vcpu
 from host_agent.capabilities import capabilities
 from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
 from host_agent.control import bounded_lease
+from host_agent.effects import VcpusTaken
 from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import (
     BlockedOutcome,
@@ -71,6 +72,7 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
     state.sessions[session.name] = session
     for name, vcpu in vcpus.items():
         _take_over(state, session, name, vcpu)
+    state.effects.append(VcpusTaken(session.name, session.epoch, tuple(vcpus)))
     return Opened(session, tuple(resume(state, name, vcpu) for name, vcpu in vcpus.items()))
 
 

@@ -213,7 +213,7 @@ def use(state: HostState, command: UseFeature) -> FeatureUse:
             return FeatureUse(f"#{result.name}", None)
     growth = None
     if isinstance(result, Reallocated):
-        growth = Growth(result.old_size_bytes, result.new_size_bytes, result.xfeatures)
+        growth = Growth(result.old_size_bytes, result.new_size_bytes, task.fpu.fpstate.xfeatures)
     return FeatureUse("", growth, _read_back(task, command))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fpu_core.fpstate import Fpstate
-from fpu_core.xfeature import MSR_IA32_XFD, format_mask
+from fpu_core.xfeature import MSR_IA32_XFD, XFEATURE_MASK_USER_DYNAMIC, format_mask
 from host_agent import commands as c
 from host_agent.effects import DirectiveIssued, ExitChanged, OutcomeReady
 from host_agent.events import (
@@ -109,7 +109,7 @@ class HostTimeline:
             self._say_all(outcome.vcpu, [("swap", "plain"), *operations])
         match outcome.kind:
             case DoneOutcome(reallocated=growth) if growth is not None:
-                self._request(outcome.vcpu, growth.xfeatures)
+                self._request(outcome.vcpu, growth.xfeatures & XFEATURE_MASK_USER_DYNAMIC)
                 self._say_all(outcome.vcpu, operations)
                 self._committed(outcome)
             case PendingOutcome():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from fpstated.console import HumanLines
 
 COMMANDS = ["host", "controller", "guest", "demo", "replay", "cpuid"]
 
@@ -93,3 +97,14 @@ def test_the_running_processor_is_a_profile(tmp_path: Path) -> None:
     dump.write_text(done.stdout)
     bad = _run("host", "--profile", f"@{dump}", "--listen", "127.0.0.1:0")
     assert "insecure" in bad.stderr, "the profile was accepted, the address was not"
+
+
+def test_lines_for_a_person_are_those_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --timeline a guest and a controller say the same in words; what is no event is passed over."""
+    lines = HumanLines(Console(width=200, highlight=False))
+    lines.write('{"t":5000000,"lane":"G","vcpu":"vms/a/vcpus/0","text":"HLT","tone":"plain"}\nnoise\n')
+    decision = {"event": "decision", "decision": "RETRY_AFTER", "delay_s": 0.1, "attempt": 1, "generation": 1}
+    lines.write(json.dumps(decision | {"vcpu": "vms/a/vcpus/0", "time_s": 0}) + "\n")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "      0.0 ms  G  a/0     HLT"
+    assert second.endswith("U  a/0     decide RETRY_AFTER 100 ms   (attempt 1, generation 1)")

@@ -108,7 +108,7 @@ class Cluster:
 
     def controller(self, *arguments: str) -> Process:
         """Start a controller and wait until it watches."""
-        controller = self.start("controller", "--host", self.address, "--lease", "2", *arguments)
+        controller = self.start("controller", "--timeline", "--host", self.address, "--lease", "2", *arguments)
         controller.said('"watching"')
         return controller
 

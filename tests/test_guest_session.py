@@ -294,8 +294,7 @@ def test_a_new_agent_takes_a_parked_vcpu_over(host: Host, pool: ThreadPoolExecut
     with open_session(host.channel, vcpus=[vcpu]) as second:
         port = second.vcpu(vcpu)
         assert port.pending == PendingEvent(1, None, parked.pending)
-        first.vcpu(vcpu).interrupt()
-        with pytest.raises(Interrupted):
+        with pytest.raises(HostError, match="SESSION_FENCED"):
             waiting.result()
         decide(host, parked.pending.exit, inject_gp=exit_pb2.InjectGp())
         assert port.wait_pending() == Injected(13, error_code=0)

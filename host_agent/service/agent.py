@@ -15,7 +15,7 @@ from typing import Any
 from fpu_core.errors import CoreBug
 from fpu_core.trace import CoreTracer
 from host_agent.commands import AcquireControl, Command, OpenSession, Tick
-from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, OutcomeReady
+from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, OutcomeReady, VcpusTaken
 from host_agent.errors import Reason, Refused
 from host_agent.exits import ExitRecord
 from host_agent.machine import HostMachine
@@ -99,6 +99,8 @@ class HostAgent:
                 outlet = self.attachments.outlet(directive.vcpu)
                 if outlet is not None and outlet.session == session:
                     outlet.push(directive)
+            case VcpusTaken(session, epoch, vcpus):
+                self.outcomes.taken_over(session, vcpus, lambda older, vcpu: _fenced(older, vcpu, epoch))
             case ExitChanged() | Drained():
                 pass  # the exits go out together, below; draining is the server's
 
@@ -165,6 +167,12 @@ class HostAgent:
         if left_ns is not None and left_ns <= due_ns:
             self.close()  # rather no timer than one that never lets go
             raise CoreBug(f"what was due at {due_ns} ns is due still")
+
+
+def _fenced(older: str, vcpu: str, epoch: int) -> Failure:
+    """What a call of an older session hears that waits for an outcome of a vCPU it has lost."""
+    text = f"{vcpu!r} has a newer session than {older!r}"
+    return Failure.because("SESSION_FENCED", text, session=older, vcpu=vcpu, currentEpoch=epoch)
 
 
 def host_gone() -> Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 
 from host_agent.events import Outcome
 
@@ -45,6 +46,16 @@ class OutcomeWaits:
             for owner, future in list(waiting):
                 if owner == session and not future.done():
                     future.set_exception(error)
+
+    def taken_over(self, session: str, vcpus: Collection[str], error: Callable[[str, str], Exception]) -> None:
+        """Fail what older sessions wait for on vCPUs that ``session`` has now: the outcome is its agent's.
+
+        ``error`` makes what a call hears, of its session and its vCPU.
+        """
+        for (vcpu, _seq), waiting in list(self._waiting.items()):
+            for owner, future in list(waiting):
+                if vcpu in vcpus and owner != session and not future.done():
+                    future.set_exception(error(owner, vcpu))
 
     def finish(self, error: Exception) -> None:
         """Fail everything that anybody waits for."""

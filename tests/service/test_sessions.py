@@ -343,3 +343,20 @@ async def _wait_outcome(world: World, session: str, epoch: int, vcpu: str, seq: 
 
 def _field(outcome: event_pb2.EventOutcome) -> str:
     return str(error_info(outcome.rejected).metadata["field"])
+
+
+async def test_a_takeover_fences_the_call_that_waits(world: World) -> None:
+    """An older session's wait ends with SESSION_FENCED at once; the outcome is the newer agent's, and only its."""
+    older = await world.guest()
+    await world.fail_next_growth()
+    waiting = asyncio.ensure_future(older.submit_until_final(older.enable_tiles()))
+    while not world.server.agent.state.exits:  # noqa: ASYNC110 -- the machine is pure: it calls nobody
+        await asyncio.sleep(0)
+    newer = await world.guest(older.vcpu)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await waiting
+    assert error_info(refused.value).reason == "SESSION_FENCED"
+    control = await world.control()
+    await world.resolve(control, f"{older.vcpu}/exits/1", RETRY)
+    request = session_pb2.WaitOutcomeRequest(session=newer.session, epoch=newer.epoch, vcpu=newer.vcpu, seq=1)
+    assert (await world.sessions.WaitOutcome(request, timeout=TIMEOUT_S)).outcome.HasField("done")
