@@ -235,6 +235,9 @@ def test_the_demonstration(kind: str, tmp_path: Path) -> None:
         f"demo: {guests}: a grew 2,560 -> 10,752 B; b grew at attempt 3, after 2 x ENOMEM and 2 decisions; "
         "c got #GP (EPERM) and went on without tiles; every invariant held after every command"
     )
+    if kind == "kvm":
+        readme = (Path(__file__).parent.parent / "README.md").read_text()
+        assert done.stdout.splitlines()[-1] in readme, "the README shows what the command prints"
     first, again = (_replay(log) for _ in range(2))
     assert first == again
 

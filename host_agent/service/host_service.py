@@ -102,6 +102,10 @@ def _limits(config: HostConfig, call_deadline_s: float) -> host_pb2.HostLimits:
         lease_default=duration(config.default_lease_ns),
         exit_deadline=duration(config.exit_deadline_ns),
         call_deadline=duration(round(call_deadline_s * NS_PER_S)),
+        outcomes_per_vcpu_max=config.max_outcomes,
+        tasks_per_vm_max=config.max_tasks_per_vm,
+        request_ids_max=config.max_request_ids,
+        settled_exits_max=config.max_resolved_exits,
     )
 
 

@@ -182,6 +182,10 @@ class HostLimits(_message.Message):
     REQUEST_ID_WINDOW_FIELD_NUMBER: _builtins.int
     EXIT_DEADLINE_FIELD_NUMBER: _builtins.int
     CALL_DEADLINE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_PER_VCPU_MAX_FIELD_NUMBER: _builtins.int
+    TASKS_PER_VM_MAX_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_MAX_FIELD_NUMBER: _builtins.int
+    SETTLED_EXITS_MAX_FIELD_NUMBER: _builtins.int
     cpus: _builtins.int
     """Number of modelled CPUs; their indices are 0 to one less."""
     vms_max: _builtins.int
@@ -198,6 +202,14 @@ class HostLimits(_message.Message):
     """Size of a message to the host, in bytes."""
     page_size_max: _builtins.int
     """Entries on one page of a List call."""
+    outcomes_per_vcpu_max: _builtins.int
+    """Outcomes of one vCPU that are kept until `outcomes_received_through` says they may go; then its events are rejected."""
+    tasks_per_vm_max: _builtins.int
+    """Tasks of one VM."""
+    request_ids_max: _builtins.int
+    """How many of the latest request_ids are remembered."""
+    settled_exits_max: _builtins.int
+    """How many of the latest settled exits GetExit still knows."""
     @_builtins.property
     def lease_min(self) -> _duration_pb2.Duration:
         """Shortest lease it grants."""
@@ -212,7 +224,7 @@ class HostLimits(_message.Message):
 
     @_builtins.property
     def request_id_window(self) -> _duration_pb2.Duration:
-        """How long a request_id is remembered, at least."""
+        """How long a request_id is remembered, at least; absent where the host counts them instead (request_ids_max)."""
 
     @_builtins.property
     def exit_deadline(self) -> _duration_pb2.Duration:
@@ -239,10 +251,14 @@ class HostLimits(_message.Message):
         request_id_window: _duration_pb2.Duration | None = ...,
         exit_deadline: _duration_pb2.Duration | None = ...,
         call_deadline: _duration_pb2.Duration | None = ...,
+        outcomes_per_vcpu_max: _builtins.int = ...,
+        tasks_per_vm_max: _builtins.int = ...,
+        request_ids_max: _builtins.int = ...,
+        settled_exits_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "request_id_window", b"request_id_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "sessions_max", b"sessions_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "outcomes_per_vcpu_max", b"outcomes_per_vcpu_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "request_ids_max", b"request_ids_max", "sessions_max", b"sessions_max", "settled_exits_max", b"settled_exits_max", "tasks_per_vm_max", b"tasks_per_vm_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
