@@ -33,20 +33,27 @@ def counted(name: str, unit: str, value: float, *, at_most: float, note: str = "
     return Row(name, unit, value, None, None, f"<= {at_most:,.6g}", value <= at_most, note)
 
 
-def paired(name: str, unit: str, value: float, reference: float, *, at_least: float, note: str = "") -> Row:
-    """A rate beside its floor's, with the least their ratio may be."""
+def paired(name: str, unit: str, value: float, reference: float, *, at_least: float | None, note: str = "") -> Row:
+    """A rate beside its floor's, with the least their ratio may be; None where no goal is set."""
     ratio = value / reference
-    return Row(name, unit, value, reference, ratio, f"ratio >= {at_least:.3g}", ratio >= at_least, note)
+    goal = "none set" if at_least is None else f"ratio >= {at_least:.3g}"
+    return Row(name, unit, value, reference, ratio, goal, at_least is None or ratio >= at_least, note)
 
 
 def write_json(rows: Iterable[Row], path: Path) -> None:
-    """Write the rows as a JSON list."""
+    """Write the rows as a JSON list; notes are for people."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps([_record(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def _record(row: Row) -> dict[str, object]:
+    record = asdict(row)
+    del record["note"]
+    return record
 
 
 def print_table(rows: Iterable[Row]) -> None:
