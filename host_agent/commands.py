@@ -31,11 +31,13 @@ class CreateVm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateVm:
-    """Change what ``fields`` names: byte_limit, labels."""
+    """Change what ``fields`` names: byte_limit, owner, labels."""
 
     vm: str
     fields: tuple[str, ...]
     byte_limit: int | None = None
+    owner_pid: int = 0
+    owner_name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     etag: str = ""
     request_id: str = ""

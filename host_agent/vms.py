@@ -97,15 +97,17 @@ def _platform(state: HostState, command: CreateVm, profile_name: str, dump: str)
 def update_vm(state: HostState, command: UpdateVm) -> VmRecord:
     """Change the named fields, all or none."""
     vm = state.vm(command.vm)
-    unknown = [field for field in command.fields if field not in ("byte_limit", "labels")]
+    unknown = [field for field in command.fields if field not in ("byte_limit", "owner", "labels")]
     if unknown or not command.fields:
-        raise invalid("update_mask", "paths out of: byte_limit, labels", ",".join(command.fields))
+        raise invalid("update_mask", "paths out of: byte_limit, owner, labels", ",".join(command.fields))
     if command.etag and command.etag != vm_etag(vm):
         raise Refused(Reason.ETAG_MISMATCH, f"{vm.name} has changed", name=vm.name, etag=vm_etag(vm))
     if "byte_limit" in command.fields:
         if command.byte_limit is not None and command.byte_limit < 0:
             raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
         vm.kvm.account.set_limit(command.byte_limit)
+    if "owner" in command.fields:
+        vm.owner_pid, vm.owner_name = command.owner_pid, command.owner_name
     if "labels" in command.fields:
         vm.labels = dict(command.labels)
     vm.revision = state.revision

@@ -275,3 +275,15 @@ async def test_tasks_live_as_threads_and_processes_do(world: World) -> None:
     assert [task.name for task in listed.tasks] == [main]
     error = await refused(world.tasks.GetTask(task_pb2.GetTaskRequest(name=placed.task.name)))
     assert error_info(error).reason == "TASK_NOT_FOUND"
+
+
+async def test_what_the_mask_names_is_what_changes(world: World) -> None:
+    """Owner, limit and labels each change alone; a field that the mask names and the request lacks is cleared."""
+    name = await world.vm(vcpus=0, byte_limit=50_000, owner=vm_pb2.Owner(pid=7, name="vmm"), labels={"k": "v"})
+    for path in ("owner", "byte_limit", "labels"):
+        request = vm_pb2.UpdateVmRequest(vm=vm_pb2.Vm(name=name, owner=vm_pb2.Owner(pid=8, name="other")))
+        request.update_mask.paths.append(path)
+        vm = (await world.vms.UpdateVm(request)).vm
+        assert (vm.owner.pid, vm.owner.name) == (8, "other")
+        assert vm.HasField("byte_limit") == (path == "owner")
+        assert bool(vm.labels) == (path != "labels")

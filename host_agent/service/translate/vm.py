@@ -62,6 +62,8 @@ def update_vm_from_proto(request: vm_pb2.UpdateVmRequest) -> UpdateVm:
         vm=vm_name("vm.name", request.vm.name),
         fields=paths("update_mask", request.update_mask, _UPDATABLE),
         byte_limit=_byte_limit(request.vm),
+        owner_pid=request.vm.owner.pid,
+        owner_name=request.vm.owner.name,
         labels=labels("vm.labels", request.vm.labels),
         etag=request.vm.etag,
         request_id=request_id(request.request_id),
