@@ -14,7 +14,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_R
        $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench protos format clean FORCE
+.PHONY: help run test check proof bench protos format clean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ check: $(STAMP)  ## check format, lint, types, import directions, that the gener
 	$(BIN)/python -m pytest -q tests/test_imports.py
 	$(BIN)/python -m tools.gen_protos --check
 	$(BIN)/python -m tools.lint_protos
+
+proof: $(STAMP)  ## run the property tests at length (some minutes)
+	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine.py tests/test_machine_properties.py $(ARGS)
 
 bench: $(STAMP)  ## measure; prints a table and writes build/bench.json
 	@mkdir -p build
