@@ -108,5 +108,5 @@ def _floor(world: SwapWorld, order: list[int]) -> None:
     own = fpu.fpstate
     for index in order:
         guest = guests[index]
-        fpu.fpstate = guest.fpstate  # type: ignore[assignment]
+        fpu.fpstate = guest.fpstate  # type: ignore[assignment]  # a test for None would be no floor any more
         fpu.fpstate = own

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TextIO, cast
+from typing import Annotated, Literal, TextIO, cast
 
 import typer
 
 from fpstated import __version__
+
+#: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
+Kind = Literal["auto", "kvm", "script"]
+Order = Literal["xfd-armed-first", "xcr0-first-with-xfd-0"]
 
 app = typer.Typer(
     help="Guest FPU state that grows on demand: a host agent, guests, a controller, and their failures on purpose.",
@@ -149,32 +152,17 @@ def controller(
     raise typer.Exit(status)
 
 
-class GuestKind(Enum):
-    """What plays the guest."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    SCRIPT = "script"
-
-
-class Order(Enum):
-    """Which write of the guest program needs the larger container."""
-
-    XFD_ARMED_FIRST = "xfd-armed-first"
-    XCR0_FIRST_WITH_XFD_0 = "xcr0-first-with-xfd-0"
-
-
 @app.command()
 def guest(
     vm: Annotated[str, typer.Option(metavar="ID", help="The VM's id; made if there is none.")],
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The host: unix:PATH or HOST:PORT.")] = "",
     index: Annotated[int, typer.Option(min=0, help="The vCPU's index; made if there is none.")] = 0,
     kind: Annotated[
-        GuestKind, typer.Option(help="Real code under /dev/kvm, a script, or (auto) real where that is possible.")
-    ] = GuestKind.AUTO,
+        Kind, typer.Option(help="Real code under /dev/kvm, a script, or (auto) real where that is possible.")
+    ] = "auto",
     order: Annotated[
         Order, typer.Option(help="Which write grows the container: XFD in the #NM handler, or XCR0 with XFD clear.")
-    ] = Order.XFD_ARMED_FIRST,
+    ] = "xfd-armed-first",
     script: Annotated[Path | None, typer.Option(metavar="FILE", help="A script of your own to play.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bytes a real guest puts through its tiles.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="How often a real guest does so.")] = 1,
@@ -192,15 +180,14 @@ def guest(
     """Run one guest against a host: VM, permission and vCPU are made, the guest runs to its end."""
     from fpstated.console import HumanLines
     from guest_agent.kvm import GrowthOrder
-    from guest_agent.run import GuestKind as Kind
-    from guest_agent.run import GuestOptions, run_guest
+    from guest_agent.run import GuestKind, GuestOptions, run_guest
 
     options = GuestOptions(
         host=host or _default_address(),
         vm=vm,
         index=index,
-        kind=Kind(kind.value),
-        order=GrowthOrder(order.value),
+        kind=GuestKind(kind),
+        order=GrowthOrder(order),
         script=script,
         seed=seed,
         rounds=rounds,
@@ -214,19 +201,11 @@ def guest(
     raise typer.Exit(run_guest(options, None if timeline else cast("TextIO", HumanLines())))
 
 
-class DemoKind(Enum):
-    """What plays the demonstration's guests."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    SCRIPT = "script"
-
-
 @app.command()
 def demo(
     guests: Annotated[
-        DemoKind, typer.Option(help="Real KVM guests, scripted ones, or (auto) real ones where /dev/kvm is usable.")
-    ] = DemoKind.AUTO,
+        Kind, typer.Option(help="Real KVM guests, scripted ones, or (auto) real ones where /dev/kvm is usable.")
+    ] = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", help="Show every save and restore as well.")] = False,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the host's command log to a new FILE.")
@@ -236,7 +215,7 @@ def demo(
     _need_host_extra("demo")
     from fpstated.demo import run_demo
 
-    raise typer.Exit(run_demo(guests.value, verbose=verbose, record=record))
+    raise typer.Exit(run_demo(guests, verbose=verbose, record=record))
 
 
 @app.command()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 
 from rich.console import Console
 
-from fpstated.timeline import TimelineLine, controller_line, parse_line, render
+from fpstated.timeline import TimelineLine, parse_any, render
 
 
 class HumanLines(io.TextIOBase):
@@ -26,17 +25,10 @@ class HumanLines(io.TextIOBase):
     def write(self, text: str) -> int:
         """Render what ``text`` holds; what is no event is passed over."""
         for raw in text.splitlines():
-            line = parse_line(raw) or self._controller(raw)
+            line = parse_any(raw, wall_offset_ns=self._wall_offset_ns)
             if line is not None:
                 self._show(line)
         return len(text)
-
-    def _controller(self, raw: str) -> TimelineLine | None:
-        try:
-            event = json.loads(raw)
-        except ValueError:
-            return None
-        return controller_line(event, wall_offset_ns=self._wall_offset_ns) if isinstance(event, dict) else None
 
     def _show(self, line: TimelineLine) -> None:
         if self._start_ns is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Self
 
 from rich.console import Console
 
-from fpstated.timeline import TimelineLine, controller_line, parse_line, render
+from fpstated.timeline import TimelineLine, parse_any, render
 
 #: How long a line may be on its way from its process to us: lines are printed in the order of their stamps.
 _SETTLE_S = 0.15
@@ -38,8 +37,8 @@ class Feed:
 
     def take(self, raw: str) -> None:
         """Read a line of a process; what is no line of a timeline is passed over."""
-        line = parse_line(raw) or self._controller_line(raw)
-        if line is None:
+        line = parse_any(raw, wall_offset_ns=self._wall_offset_ns)
+        if line is None or (line.lane == "U" and line.tone != "decision"):  # the rest lane H says as well
             return
         if self._watch is not None and line.vcpu == self._watch[0] and self._watch[1] in line.text:
             self._seen.set()
@@ -82,16 +81,6 @@ class Feed:
             self._start_ns = ready[0].t_ns
         for text in render(ready, start_ns=self._start_ns or 0):
             self._console.print(text, soft_wrap=True)
-
-    def _controller_line(self, raw: str) -> TimelineLine | None:
-        """Lane U: what a controller says of its decisions."""
-        try:
-            event = json.loads(raw)
-        except ValueError:
-            return None
-        if not isinstance(event, dict) or event.get("event") != "decision":
-            return None
-        return controller_line(event, wall_offset_ns=self._wall_offset_ns)
 
 
 class DemoProcess:

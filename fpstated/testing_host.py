@@ -15,6 +15,7 @@ import grpc.aio
 
 from fault_lab.injection.table import ArmedFault, FaultAttributes
 from fpu_core.alloc import POINT_REALLOC_ALLOC
+from fpu_core.xfeature import XFEATURE_XTILE_DATA
 from guest_agent.aio import AsyncSession, open_async_session
 from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.port import VcpuPort
@@ -31,52 +32,16 @@ from vmm_controller.policy import parse_policies
 
 T = TypeVar("T")
 
-_XTILE_DATA = 18
 #: Nobody's lease is to end because a test was slow, or moved the clock.
 _LEASE_S = 3600.0
 _WAIT_S = 30.0
-
-
-class _Resources:
-    """What both kinds of host make for a test, straight on the machine."""
-
-    def __init__(self, server: HostServer) -> None:
-        self.server = server
-
-    @property
-    def machine(self) -> HostMachine:
-        return self.server.agent.machine
-
-    def make_vcpu(self, name: str, *, permission: bool) -> None:
-        """Make the VM and the vCPU of ``name`` (``vms/{vm}/vcpus/{index}``) where they do not exist."""
-        vm, _, index = name.partition("/vcpus/")
-        vm_id = vm.removeprefix("vms/")
-        if vm not in self.machine.state.vms:
-            self.server.agent.submit(CreateVm(vm_id=vm_id))
-            if permission:
-                self.server.agent.submit(RequestPermission(vm=vm, feature=_XTILE_DATA, guest=True))
-        if int(index) not in self.machine.state.vms[vm].kvm.vcpus:
-            self.server.agent.submit(CreateVcpu(vm=vm, index=int(index)))
-
-    def arm(self, nth: int, errno: str | int, *, times: int, point: str, vm: str, vcpu: str) -> list[ArmedFault]:
-        """Let hits ``nth`` to ``nth + times - 1`` of ``point`` fail with ``errno``, a name or a number."""
-        number = errno if isinstance(errno, int) else getattr(errno_names, errno)
-        faults = []
-        for hit in range(nth, nth + times):
-            attributes = FaultAttributes(fail_nth=hit)
-            faults.append(
-                self.server.agent.submit(
-                    ArmFault(point=point, errno=number, vm=vm, vcpu=vcpu, attributes=attributes, owner="test")
-                )
-            )
-        return faults
 
 
 class AsyncHostUnderTest:
     """A host on the running event loop. ``address`` is where it listens; ``clock`` is what it was given."""
 
     def __init__(self, server: HostServer, clock: Clock | None) -> None:
-        self._resources = _Resources(server)
+        self._server = server
         self._sessions: list[AsyncSession] = []
         self._controllers: list[tuple[Controller, asyncio.Task[None], grpc.aio.Channel]] = []
         self.address = server.address
@@ -85,11 +50,22 @@ class AsyncHostUnderTest:
     @property
     def machine(self) -> HostMachine:
         """What the host knows: to look at, not to touch."""
-        return self._resources.machine
+        return self._server.agent.machine
+
+    def make_vcpu(self, name: str, *, permission: bool) -> None:
+        """Make the VM and the vCPU of ``name`` (``vms/{vm}/vcpus/{index}``) where they do not exist."""
+        vm, _, index = name.partition("/vcpus/")
+        submit = self._server.agent.submit
+        if vm not in self.machine.state.vms:
+            submit(CreateVm(vm_id=vm.removeprefix("vms/")))
+            if permission:
+                submit(RequestPermission(vm=vm, feature=XFEATURE_XTILE_DATA, guest=True))
+        if int(index) not in self.machine.state.vms[vm].kvm.vcpus:
+            submit(CreateVcpu(vm=vm, index=int(index)))
 
     async def vcpu(self, name: str = "vms/a/vcpus/0", *, permission: bool = True) -> AsyncVcpuPort:
         """Return the port of a vCPU; VM (with guest permission for AMX), vCPU and session are made if need be."""
-        self._resources.make_vcpu(name, permission=permission)
+        self.make_vcpu(name, permission=permission)
         session = await open_async_session(self.address, vcpus=[name], client_name="test", lease_s=_LEASE_S)
         self._sessions.append(session)
         return session.vcpu(name)
@@ -105,7 +81,13 @@ class AsyncHostUnderTest:
         vcpu: str = "",
     ) -> list[ArmedFault]:
         """Fail allocations ``nth`` to ``nth + times - 1`` from now; ``fired`` of what is returned proves that."""
-        return self._resources.arm(nth, errno, times=times, point=point, vm=vm, vcpu=vcpu)
+        number = errno if isinstance(errno, int) else getattr(errno_names, errno)
+        faults = []
+        for hit in range(nth, nth + times):
+            attributes = FaultAttributes(fail_nth=hit)
+            fault = ArmFault(point=point, errno=number, vm=vm, vcpu=vcpu, attributes=attributes, owner="test")
+            faults.append(self._server.agent.submit(fault))
+        return faults
 
     async def controller(self, *policies: str) -> Controller:
         """Start a controller with policies as ``fpstated controller --policy`` takes them; none: the default one."""
@@ -174,15 +156,24 @@ class HostUnderTest:
 
     def vcpu(self, name: str = "vms/a/vcpus/0", *, permission: bool = True) -> VcpuPort:
         """Return the port of a vCPU; VM (with guest permission for AMX), vCPU and session are made if need be."""
-        self.run(_as_coroutine(lambda: self._host._resources.make_vcpu(name, permission=permission)))  # noqa: SLF001
+        self.call(lambda: self._host.make_vcpu(name, permission=permission))
         session: Session = self._stack.enter_context(
             open_session(self.address, vcpus=[name], client_name="test", lease_s=_LEASE_S)
         )
         return session.vcpu(name)
 
-    def fail_allocation(self, nth: int = 1, errno: str | int = "ENOMEM", **scope: Any) -> list[ArmedFault]:  # noqa: ANN401
+    def fail_allocation(
+        self,
+        nth: int = 1,
+        errno: str | int = "ENOMEM",
+        *,
+        times: int = 1,
+        point: str = POINT_REALLOC_ALLOC,
+        vm: str = "",
+        vcpu: str = "",
+    ) -> list[ArmedFault]:
         """As ``AsyncHostUnderTest.fail_allocation``."""
-        return self.run(_as_coroutine(lambda: self._host.fail_allocation(nth, errno, **scope)))
+        return self.call(lambda: self._host.fail_allocation(nth, errno, times=times, point=point, vm=vm, vcpu=vcpu))
 
     def controller(self, *policies: str) -> Controller:
         """As ``AsyncHostUnderTest.controller``."""
@@ -194,19 +185,19 @@ class HostUnderTest:
 
     def advance(self, seconds: float) -> None:
         """As ``AsyncHostUnderTest.advance``."""
-        self.run(_as_coroutine(lambda: self._host.advance(seconds)))
+        self.call(lambda: self._host.advance(seconds))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the host's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_WAIT_S)
 
+    def call(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on the host's loop, where nothing else happens meanwhile."""
 
-async def _as_coroutine_body(call: Callable[[], T]) -> T:
-    return call()
+        async def on_the_loop() -> T:
+            return function()
 
-
-def _as_coroutine(call: Callable[[], T]) -> Coroutine[Any, Any, T]:
-    return _as_coroutine_body(call)
+        return self.run(on_the_loop())
 
 
 @contextmanager

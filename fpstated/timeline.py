@@ -65,11 +65,23 @@ def render(lines: Iterable[TimelineLine], *, start_ns: int) -> Iterator[Text]:
         yield text
 
 
-def controller_line(event: Mapping[str, Any], *, wall_offset_ns: int) -> TimelineLine | None:
-    """Lane U: what a controller says of itself (vmm_controller/timeline.py); None for what says nothing new.
+def parse_any(raw: str, *, wall_offset_ns: int) -> TimelineLine | None:
+    """Read one line of any of our processes: a line of a timeline, or an event of a controller, which is lane U.
 
-    ``wall_offset_ns`` is the system's clock minus CLOCK_MONOTONIC.
+    ``wall_offset_ns`` is the system's clock, which a controller's events carry, minus CLOCK_MONOTONIC.
     """
+    line = parse_line(raw)
+    if line is not None:
+        return line
+    try:
+        event = json.loads(raw)
+    except ValueError:
+        return None
+    return _controller_line(event, wall_offset_ns) if isinstance(event, dict) else None
+
+
+def _controller_line(event: Mapping[str, Any], wall_offset_ns: int) -> TimelineLine | None:
+    """What a controller says of itself (vmm_controller/timeline.py); None for what says nothing new."""
     said = _controller_text(event)
     if said is None:
         return None

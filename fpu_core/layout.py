@@ -19,7 +19,6 @@ from fpu_core.xfeature import XFEATURE_FP, XFEATURE_SSE, for_each_set_bit
 
 #: The legacy region (FXSAVE format) and the header. SDM vol. 1, 13.4.1 and 13.4.2.
 FXSAVE_SIZE_BYTES: Final = 512
-XSAVE_HDR_OFFSET: Final = 512
 XSAVE_HDR_SIZE_BYTES: Final = 64
 XSAVE_EXTENDED_OFFSET: Final = FXSAVE_SIZE_BYTES + XSAVE_HDR_SIZE_BYTES
 

@@ -31,6 +31,3 @@ class CoreTracer(Protocol):
 
     def pr_err(self, text: str) -> None:
         """The kernel would print an error."""
-
-    def warn(self, text: str) -> None:
-        """The kernel would WARN; ``text`` is its condition."""

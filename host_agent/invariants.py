@@ -22,6 +22,16 @@ def room_for_what_is_enabled(state: HostState) -> Violations:
                 yield f"{vcpu}: xcr0={vcpu.xcr0:#x} xfd={fpstate.xfd:#x}"
 
 
+def no_guest_feature_without_permission(state: HostState) -> Violations:
+    """A guest's container holds a dynamic feature only if its VMM's process may give it to guests."""
+    for vm in state.vms.values():
+        permitted = vm.kvm.leader.guest_perm.state_perm
+        for vcpu in vm.kvm.vcpus.values():
+            dynamic = vcpu.fpstate.xfeatures & XFEATURE_MASK_USER_DYNAMIC
+            if dynamic & ~permitted:
+                yield f"{vcpu} holds {dynamic:#x}, permitted {permitted:#x}"
+
+
 def entered_means_a_thread(state: HostState) -> Violations:
     """A vCPU is entered exactly while one task is in its KVM_RUN, and its container is that task's active one."""
     for vm in state.vms.values():
@@ -101,6 +111,7 @@ def permissions_only_grow(state: HostState) -> Violations:
 
 INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
+    no_guest_feature_without_permission,
     entered_means_a_thread,
     parked_means_an_exit,
     pending_means_an_exit,

@@ -48,7 +48,7 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     c.DeleteVcpu: vcpus.delete,
     c.CreateTask: tasks.create_task,
     c.CloneTask: tasks.clone,
-    c.ExecTask: tasks.execute,
+    c.ExecTask: vms.execute,
     c.ExitTask: tasks.exit_one,
     c.ScheduleTask: tasks.schedule,
     c.PreemptTask: tasks.preempt,

@@ -130,20 +130,23 @@ def clone(state: HostState, command: CloneTask) -> tuple[VmRecord, TaskRecord]:
     return vm, add_task(state, vm, command.task_id, fpu)
 
 
-def execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
-    """execve(2) by the main thread of a process: its other threads end. Source: fs/exec.c, de_thread()."""
+def check_execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
+    """Refuse an execve(2) that cannot be; nothing changes."""
     vm, task = state.task(command.task)
     if task.fpu.leader is not task.fpu:
         raise invalid("name", "the main thread of its process, which another thread would become by execve", task.id)
-    process = [each for each in vm.tasks.values() if each.fpu.leader is task.fpu]
-    for each in process:
-        _outside(vm, each)
-    for each in process:
-        if each is not task:
-            end_task(state, vm, each)
+    for each in vm.tasks.values():
+        if each.fpu.leader is task.fpu:
+            _outside(vm, each)
+    return vm, task
+
+
+def execute(state: HostState, vm: VmRecord, task: TaskRecord) -> None:
+    """execve(2) by the main thread of a process: its other threads end. Source: fs/exec.c, de_thread()."""
+    for each in [each for each in vm.tasks.values() if each.fpu.leader is task.fpu and each is not task]:
+        end_task(state, vm, each)
     exec_task(task.fpu)
     state.permissions[vm.name].forget(task.fpu)
-    return vm, task
 
 
 def exit_one(state: HostState, command: ExitTask) -> None:

@@ -78,10 +78,6 @@ class HostTimeline:
         """Note an error message of the kernel."""
         self._operations.append((text, "failure"))
 
-    def warn(self, text: str) -> None:
-        """Note a warning of the kernel."""
-        self._operations.append((f"WARN({text})", "failure"))
-
     # -- the machine's hook --------------------------------------------------------------------------------------------
 
     def applied(self, _now_ns: int, command: c.Command, reply: object) -> None:

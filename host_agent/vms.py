@@ -10,7 +10,7 @@ from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.invariants import PermissionHistory
 from fpu_core.permission import get_permitted, request_permission
 from fpu_core.rules import KERNEL_RULES
-from host_agent.commands import CreateVm, DeleteVm, RequestPermission, ResetVm, SetCpuid, UpdateVm
+from host_agent.commands import CreateVm, DeleteVm, ExecTask, RequestPermission, ResetVm, SetCpuid, UpdateVm
 from host_agent.directives import finish_pending, issue_directive
 from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import GoneOutcome
@@ -20,8 +20,9 @@ from host_agent.ids import check_id
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.policy import allocation_policy
 from host_agent.kvm.vcpu import KvmVm, Vcpu, reset_vcpu
-from host_agent.state import HostState, Platform, VcpuSide, VmRecord, vm_account
-from host_agent.tasks import add_task, end_task, leave_guest
+from host_agent.state import HostState, Platform, TaskRecord, VcpuSide, VmRecord, vm_account
+from host_agent.tasks import add_task, check_execute, end_task, leave_guest
+from host_agent.tasks import execute as execute_program
 from host_agent.vcpus import remove_vcpu
 
 
@@ -154,6 +155,19 @@ def reset_vcpus(state: HostState, vm: VmRecord, why: str) -> None:
             finish_pending(state, vcpu, GoneOutcome(directive))
         reset_vcpu(vcpu)
     vm.revision = state.revision
+
+
+def execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
+    """execve(2). By the VMM's own main thread it ends the vCPUs: KVM's file descriptors are close-on-exec.
+
+    Source: virt/kvm/kvm_main.c, create_vcpu_fd() and kvm_dev_ioctl_create_vm(), O_CLOEXEC.
+    """
+    vm, task = check_execute(state, command)
+    if task.fpu is vm.kvm.leader:
+        for vcpu in list(vm.kvm.vcpus.values()):
+            remove_vcpu(state, vcpu, "its VMM executed another program")
+    execute_program(state, vm, task)
+    return vm, task
 
 
 def request_vm_permission(state: HostState, command: RequestPermission) -> int:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from fpu_core.alloc import POINT_TASK_REALLOC_ALLOC
+from fpu_core.fpu import FPU_GUEST_PERM_LOCKED
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import MSR_IA32_XFD
 from host_agent import log
@@ -70,18 +71,18 @@ def _refused(host: Host, command: object) -> Refused:
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
-def test_exec_ends_the_other_threads() -> None:
-    """Permissions are taken back, so no thread that uses them is left; a vCPU gets a new thread when it runs."""
+def test_exec_ends_threads_and_vcpus() -> None:
+    """Permissions and their lock go, so nothing that needs them is left: KVM's descriptors are close-on-exec."""
     host = _host()
     host.apply(CreateTask(vm=VM, task_id="t"))
     host.event(VCPU, Hlt())
     host.apply(UseFeature(task=f"{VM}/tasks/t", feature=18, offset=0, data=b"tile"))
-    used = host.machine.state.vms[VM].kvm.account.used_bytes
     vm, _ = host.apply(ExecTask(task=MAIN))
     assert isinstance(vm, VmRecord)
-    assert list(vm.tasks) == ["main"]
-    assert vm.kvm.account.used_bytes == used - 10_816
-    assert isinstance(host.event(VCPU, RegisterWrite(1, 0, b"x")).kind, DoneOutcome)
+    assert (list(vm.tasks), dict(vm.kvm.vcpus), vm.kvm.account.used_bytes) == (["main"], {}, 0)
+    assert not vm.kvm.leader.guest_perm.state_perm & FPU_GUEST_PERM_LOCKED
+    with pytest.raises(Refused, match="there is no vCPU"):
+        host.machine.state.vcpu(VCPU)
 
 
 def test_exec_by_another_thread_is_refused() -> None:

@@ -28,11 +28,11 @@ class FaultAttributes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("probability_ppm", 0 <= self.probability_ppm <= PPM, "0..1,000,000", self.probability_ppm)
-        _check("interval", self.interval >= 1, "1 or more", self.interval)
-        _check("times", self.times >= -1, "-1 (no limit) or more", self.times)
-        _check("space", self.space >= 0, "0 or more bytes", self.space)
-        _check("fail_nth", self.fail_nth >= 0, "0 (not used) or more", self.fail_nth)
+        _check("probability_ppm", self.probability_ppm, 0, PPM, "0..1,000,000")
+        _check("interval", self.interval, 1, None, "1 or more")
+        _check("times", self.times, -1, None, "-1 (no limit) or more")
+        _check("space", self.space, 0, None, "0 or more bytes")
+        _check("fail_nth", self.fail_nth, 0, None, "0 (not used) or more")
 
 
 class FaultAttributeError(ValueError):
@@ -45,9 +45,9 @@ class FaultAttributeError(ValueError):
         self.got = got
 
 
-def _check(name: str, fine: bool, expected: str, got: object) -> None:  # noqa: FBT001 -- a condition
-    if not fine:
-        raise FaultAttributeError(name, expected, got)
+def _check(name: str, value: int, least: int, most: int | None, expected: str) -> None:
+    if value < least or (most is not None and value > most):
+        raise FaultAttributeError(name, expected, value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +76,10 @@ class ArmedFault:
         self.hits += 1
         attrs = self.attributes
         if attrs.fail_nth:
-            return self._fire(self.hits == attrs.fail_nth)
+            if self.hits != attrs.fail_nth:
+                return False
+            self.fired += 1
+            return True
         if attrs.probability_ppm == 0 or attrs.times == 0:
             return False
         if attrs.space > size_bytes:
@@ -89,11 +92,8 @@ class ArmedFault:
             return False
         if attrs.times > 0:
             self.attributes = replace(attrs, times=attrs.times - 1)
-        return self._fire(True)  # noqa: FBT003
-
-    def _fire(self, fires: bool) -> bool:  # noqa: FBT001
-        self.fired += fires
-        return fires
+        self.fired += 1
+        return True
 
 
 @dataclass(slots=True)

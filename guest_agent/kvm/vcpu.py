@@ -92,12 +92,6 @@ class Vcpu:
         events.exception.error_code = error_code or 0
         ioctl(self._fd, "KVM_SET_VCPU_EVENTS", events)
 
-    def get_events(self) -> KvmVcpuEvents:
-        """Return a copy of the exceptions in flight, as a snapshot would hold them."""
-        events = KvmVcpuEvents()
-        ioctl(self._fd, "KVM_GET_VCPU_EVENTS", events)
-        return events
-
     def answer_read(self, value: int) -> None:
         """Let the RDMSR just trapped read `value`, and go on behind it."""
         self._run.exit.msr.data = value

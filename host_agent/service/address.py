@@ -85,9 +85,12 @@ def prepare_socket(address: UnixAddress) -> None:
     folder = address.path.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode
+        found = folder.stat()
     except OSError as error:
         raise AddressError(f"the folder of {address.path}: {error.strerror}") from error
+    if found.st_uid not in (0, os.getuid()):
+        raise AddressError(f"{folder} belongs to user {found.st_uid}, who could take the socket's place")
+    mode = found.st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise AddressError(f"{folder} can be written by everybody: whoever likes could take the socket's place")
     _remove_dead_socket(address.path)

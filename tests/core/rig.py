@@ -132,10 +132,6 @@ class Lines:
         """Note what the kernel prints."""
         self.lines.append(text)
 
-    def warn(self, text: str) -> None:
-        """Note what the kernel warns of."""
-        self.lines.append(f"WARN {text}")
-
 
 def _whose(fpstate: Fpstate) -> str:
     return f"{'guest' if fpstate.is_guest else 'task'}:{fpstate.size}"

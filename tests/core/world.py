@@ -16,7 +16,7 @@ from fpu_core.context import fpregs_state_valid, running_cpu
 from fpu_core.cpu import Cpu, Vector
 from fpu_core.cpuid import builtin_profile
 from fpu_core.errors import Errno
-from fpu_core.fpstate import MXCSR_INIT, Fpstate
+from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.guest import update_guest_xfd
 from fpu_core.invariants import INVARIANTS, CoreView, Invariant, PermissionHistory, ledger_balances
@@ -28,9 +28,7 @@ from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
 from fpu_core.tile import TileOp, load_tile, parse_tilecfg
 from fpu_core.xfeature import (
     MSR_IA32_XFD,
-    XCOMP_BV_COMPACTED_FORMAT,
     XFEATURE_FP,
-    XFEATURE_MASK_SSE,
     XFEATURE_MASK_USER_DYNAMIC,
     XFEATURE_PKRU,
     XFEATURE_SSE,
@@ -43,7 +41,9 @@ from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu, destroy_vcpu, reset_vcpu
+from tests.core.image import in_image, in_registers
 from tests.core.reference import Registers, without_mxcsr
+from tests.core.snapshot import snapshot
 
 PROCESSES = ("a", "b")
 
@@ -193,7 +193,7 @@ class World:
         """User code of a running task reads all it may."""
         switch_fpu_return(task.fpu)
         cpu = running_cpu(task.fpu)
-        found, mxcsr = _in_registers(cpu)
+        found, mxcsr = in_registers(cpu)
         task.regs.seen_all(found, mxcsr, hidden=cpu.xfd, who=task.fpu.name)
         if self.config.user.max_features >> XFEATURE_PKRU & 1:
             _seen_pkru(task.regs, cpu.read_register(XFEATURE_PKRU), task.fpu.name)
@@ -409,7 +409,7 @@ class World:
         for name, container, fpu, regs in self._contexts():
             live = fpu is not None and fpu.fpstate is container and not fpu.need_load
             cpu = fpu.cpu if fpu is not None else None
-            found, mxcsr = _in_registers(cpu) if live and cpu is not None else _in_image(self.config, container)
+            found, mxcsr = in_registers(cpu) if live and cpu is not None else in_image(self.config, container)
             regs.seen_all(found, mxcsr, hidden=container.xfd, who=name)
         for task in self.tasks.values():
             self._lazily_valid(task.fpu)
@@ -437,8 +437,8 @@ class World:
             if not (fpu.need_load and fpregs_state_valid(fpu, cpu)) or fpu.fpstate.is_confidential:
                 continue
             assert cpu.xfd == fpu.fpstate.xfd, f"{fpu.name} would go on under XFD {cpu.xfd:#x}"
-            image, mxcsr = _in_image(self.config, fpu.fpstate)
-            held, held_mxcsr = _in_registers(cpu)
+            image, mxcsr = in_image(self.config, fpu.fpstate)
+            held, held_mxcsr = in_registers(cpu)
             for table in (image, held):
                 table.pop(XFEATURE_PKRU, None)
             zero = Registers(self.config)
@@ -461,24 +461,6 @@ def _seen_pkru(regs: Registers, raw: bytes, who: str) -> None:
     assert int.from_bytes(raw[:4], "little") == regs.pkru, f"{who}: PKRU {raw.hex()}, loaded was {regs.pkru:#x}"
 
 
-def _in_registers(cpu: Cpu) -> tuple[dict[int, bytes], int]:
-    return cpu.observable(), cpu.mxcsr
-
-
-def _in_image(config: FpuConfig, fpstate: Fpstate) -> tuple[dict[int, bytes], int]:
-    """Decode an image by its own header, as XRSTORS would."""
-    compacted = bool(fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT)
-    mask = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT if compacted else fpstate.xfeatures
-    offsets = config.table.offsets(mask, compacted=compacted)
-    image = fpstate.image()
-    found = {}
-    for nr in for_each_set_bit(fpstate.xstate_bv):
-        found[nr] = image[offsets[nr] : offsets[nr] + config.table.size_bytes(nr)]
-    has_mxcsr = not compacted or fpstate.xstate_bv & XFEATURE_MASK_SSE
-    mxcsr = int.from_bytes(image[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little") if has_mxcsr else MXCSR_INIT
-    return found, mxcsr
-
-
 # -- a failed growth against the swap without a request ----------------------------------------------------------------
 
 
@@ -492,54 +474,6 @@ def _same_as_without_request(world: World, twin: World, name: str) -> None:
     keys = ours.keys() | theirs.keys()
     differing = {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
     assert not differing, f"a failed growth left a trace: {differing}"
-
-
-def snapshot(world: World) -> dict[str, object]:
-    """Everything a world holds but counters and what tests put beside it."""
-    found: dict[str, object] = {}
-    for cpu in world.cpus:
-        owner = cpu.owner.name if cpu.owner is not None else None
-        current = cpu.current.name if cpu.current is not None else None
-        found[f"cpu {cpu.nr}"] = (cpu.xcr0, cpu.xss, cpu.xfd, cpu.xfd_cache, cpu.xfd_err, cpu.cr0_ts, owner, current)
-        found[f"cpu {cpu.nr} registers"] = (cpu.observable(), cpu.mxcsr, cpu.xinuse)
-    for name, task in world.tasks.items():
-        fpu = task.fpu
-        where = fpu.cpu.nr if fpu.cpu is not None else None
-        found[name] = (fpu.need_load, fpu.last_cpu, fpu.pkru, where, _perm(fpu), _container(fpu.fpstate))
-        found[f"{name} own"] = _container(fpu.task_fpstate)
-    for name, guest in world.guests.items():
-        vcpu, fpu_guest = guest.vcpu, guest.vcpu.guest
-        runner = vcpu.fpu.name if vcpu.fpu is not None else None
-        found[name] = (vcpu.state, vcpu.xcr0, vcpu.pkru, vcpu.nm_intercept, vcpu.xfd_passthrough, runner)
-        found[f"{name} guest"] = (
-            fpu_guest.xfeatures,
-            fpu_guest.xfd_err,
-            fpu_guest.uabi_size,
-            fpu_guest.realloc_request,
-        )
-        found[f"{name} container"] = _container(fpu_guest.fpstate)
-    for account in world.view().accounts:
-        found[f"account {account.name}"] = (account.limit_bytes, account.used_bytes)
-    return found
-
-
-def _perm(fpu: Fpu) -> tuple[object, ...]:
-    return tuple((each.state_perm, each.state_size, each.user_state_size) for each in (fpu.perm, fpu.guest_perm))
-
-
-def _container(fpstate: Fpstate | None) -> object:
-    if fpstate is None:
-        return None
-    flags = (fpstate.is_valloc, fpstate.is_guest, fpstate.is_confidential, fpstate.in_use)
-    return (
-        fpstate.size,
-        fpstate.user_size,
-        fpstate.xfeatures,
-        fpstate.user_xfeatures,
-        fpstate.xfd,
-        flags,
-        fpstate.image(),
-    )
 
 
 def is_outside(guest: Guest) -> bool:

@@ -100,10 +100,6 @@ class RecordingTracer:
         """The kernel prints an error; the data has no text for it."""
         self.lines.append("pr_err")
 
-    def warn(self, text: str) -> None:
-        """The kernel warns."""
-        self.lines.append(f"WARN({text})")
-
 
 @dataclass
 class World:

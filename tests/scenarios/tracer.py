@@ -42,10 +42,6 @@ class LaneTracer:
         """What the kernel would log."""
         self._lanes.inner(f"pr_err: {text}")
 
-    def warn(self, text: str) -> None:
-        """What the kernel would WARN of."""
-        self._lanes.inner(f"WARN: {text}")
-
     def _operation(self, name: str, arrow: str, fpstate: Fpstate, rfbm: int) -> None:
         owner = self._owner_of(fpstate) or "a new container"
         self._lanes.inner(f"{name:<8} {arrow} {owner}, {fpstate.size} B", f"rfbm={rfbm:#x}")
