@@ -56,6 +56,8 @@ _DEPENDS_ON: Final[dict[int, str]] = {
     XFEATURE_XTILE_DATA: "AMX_TILE",
     XFEATURE_APX: "APX",
 }
+_MXCSR_MASK: Final = 0xFFFF
+_MXCSR_MM: Final = 1 << 17
 _MPX: Final = feature_mask(XFEATURE_BNDREGS, XFEATURE_BNDCSR)
 
 
@@ -95,6 +97,14 @@ class FpuConfig:
     def has_xfd(self) -> bool:
         """Whether XFD is ever switched: the kernel's static branch __fpu_state_size_dynamic."""
         return self.init_xfd != 0
+
+    @property
+    def mxcsr_mask(self) -> int:
+        """The bits MXCSR may have, as FXSAVE reports them at byte 28: 16, and MM (17) where there is MISALIGNSSE.
+
+        Sources: Intel SDM vol. 1, 11.6.6; AMD APM vol. 1, 4.2.2; seen on a Zen 4 (0x2ffff).
+        """
+        return _MXCSR_MASK | (_MXCSR_MM if self.caps.MISALIGNSSE else 0)
 
     @property
     def compacted(self) -> bool:

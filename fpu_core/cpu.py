@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fpu_core.config import FpuConfig
 from fpu_core.errors import FieldError
@@ -32,9 +32,6 @@ from fpu_core.xfeature import (
 
 if TYPE_CHECKING:
     from fpu_core.fpu import Fpu
-
-#: MXCSR bits that raise #GP when loaded. The mask of every processor with SSE2 and DAZ is 0xffff.
-MXCSR_RESERVED: Final = 0xFFFF_0000
 
 
 class Vector(enum.IntEnum):
@@ -147,7 +144,7 @@ class Cpu:
                 raw[0:2] = FCW_INIT.to_bytes(2, "little")
         if feature == XFEATURE_FP:
             raw[MXCSR_OFFSET : MXCSR_OFFSET + 4] = self.mxcsr.to_bytes(4, "little")
-            raw[MXCSR_OFFSET + 4 : MXCSR_OFFSET + 8] = (~MXCSR_RESERVED & 0xFFFF_FFFF).to_bytes(4, "little")
+            raw[MXCSR_OFFSET + 4 : MXCSR_OFFSET + 8] = self.config.mxcsr_mask.to_bytes(4, "little")
         return bytes(raw)
 
     def write_register(self, feature: int, offset: int, data: bytes) -> Vector | None:
@@ -169,7 +166,7 @@ class Cpu:
         if offset != MXCSR_OFFSET or len(data) != 4:
             raise FieldError("data", "exactly the 4 bytes of MXCSR where a write touches bytes 24..31", len(data))
         value = int.from_bytes(data, "little")
-        if value & MXCSR_RESERVED:
+        if value & ~self.config.mxcsr_mask:
             return Vector.GP
         self.set_mxcsr(value)
         return None

@@ -55,6 +55,8 @@ class CpuCaps(NamedTuple):
     ARCH_LBR: bool = False
     AMX_TILE: bool = False
     APX: bool = False
+    #: AMD's misaligned SSE mode: MXCSR has bit 17 (MM).
+    MISALIGNSSE: bool = False
 
     @property
     def xcompacted(self) -> bool:
@@ -83,6 +85,7 @@ _CAP_BITS: Final[dict[str, tuple[int, int, str, int]]] = {
     "ARCH_LBR": (0x7, 0, "edx", 19),
     "AMX_TILE": (0x7, 0, "edx", 24),
     "APX": (0x7, 1, "edx", 21),
+    "MISALIGNSSE": (0x8000_0001, 0, "ecx", 7),
 }
 
 

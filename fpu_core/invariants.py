@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fpu_core.alloc import Account
-from fpu_core.cpu import MXCSR_RESERVED, Cpu
+from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug
 from fpu_core.fpstate import MXCSR_INIT, Fpstate
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu, FpuGuest, FpuHost
@@ -153,7 +153,7 @@ def headers_are_loadable(view: CoreView) -> Violations:
         if any(fpstate.regs[XSTATE_BV_OFFSET + 16 : XSAVE_EXTENDED_OFFSET]):
             yield f"{fpstate}: reserved bytes of the header are not zero"
         mxcsr = int.from_bytes(fpstate.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little")
-        if fpstate.xstate_bv & XFEATURE_MASK_FPSSE and mxcsr & MXCSR_RESERVED:
+        if fpstate.xstate_bv & XFEATURE_MASK_FPSSE and mxcsr & ~config.mxcsr_mask:
             yield f"{fpstate}: MXCSR {mxcsr:#x}"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fpu_core.cpu import MXCSR_RESERVED, Cpu, Vector
+from fpu_core.cpu import Cpu, Vector
 from fpu_core.fpstate import FCW_INIT, Fpstate
 from fpu_core.layout import (
     MXCSR_OFFSET,
@@ -87,7 +87,7 @@ def _store_x87(cpu: Cpu, fpstate: Fpstate, *, live: bool) -> None:
 
 def _store_mxcsr(cpu: Cpu, fpstate: Fpstate) -> None:
     fpstate.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4] = cpu.mxcsr.to_bytes(4, "little")
-    fpstate.regs[MXCSR_OFFSET + 4 : _MXCSR_END] = (~MXCSR_RESERVED & 0xFFFF_FFFF).to_bytes(4, "little")
+    fpstate.regs[MXCSR_OFFSET + 4 : _MXCSR_END] = cpu.config.mxcsr_mask.to_bytes(4, "little")
 
 
 def xrstor(cpu: Cpu, fpstate: Fpstate, rfbm: int, *, supervisor: bool) -> Vector | None:
@@ -139,7 +139,7 @@ def _xrstor_fault(cpu: Cpu, fpstate: Fpstate, rfbm: int, *, supervisor: bool) ->
         return Vector.GP
     if any(fpstate.regs[_RESERVED_HEADER]):
         return Vector.GP
-    if _loads_mxcsr(fpstate, rfbm) and _mxcsr(fpstate) & MXCSR_RESERVED:
+    if _loads_mxcsr(fpstate, rfbm) and _mxcsr(fpstate) & ~cpu.config.mxcsr_mask:
         return Vector.GP
     if rfbm & bv & cpu.xfd:
         cpu.xfd_err = rfbm & bv & cpu.xfd
@@ -162,7 +162,7 @@ def fxsave(cpu: Cpu, fpstate: Fpstate) -> None:
 
 def fxrstor(cpu: Cpu, fpstate: Fpstate) -> Vector | None:
     """FXRSTOR: load x87, SSE and MXCSR."""
-    if _mxcsr(fpstate) & MXCSR_RESERVED:
+    if _mxcsr(fpstate) & ~cpu.config.mxcsr_mask:
         return Vector.GP
     cpu.init_components(XFEATURE_MASK_FPSSE)
     _load(cpu, fpstate, XFEATURE_MASK_FPSSE, {XFEATURE_FP: 0, XFEATURE_SSE: XMM_SPACE_OFFSET})
