@@ -1,0 +1,115 @@
+"""The XSAVE instructions as software executes them: on memory at an address, with everything they may raise.
+
+The kernel's own saves and restores of a container call ``xsave.py``; a signal frame, a guest and a program at ring 3
+come through here. What is stored, loaded and refused is the same code. Memory that is too short is the caller's
+mistake: page faults are not modelled.
+
+Source: Intel SDM vol. 2, XSAVE, XSAVEC, XSAVEOPT, XRSTOR (exceptions).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from fpu_core.cpu import Cpu, Vector
+from fpu_core.errors import FieldError
+from fpu_core.layout import XCOMP_BV_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSET
+from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT
+from fpu_core.xsave import xrstor, xsave_compacted, xsave_standard
+
+_U64: Final = struct.Struct("<Q")
+_ALIGN: Final = 64
+
+
+class XsaveInsn(enum.Enum):
+    """The instructions any program may execute. The value is the mnemonic and names the CPUID flag."""
+
+    XSAVE = "xsave"
+    XSAVEOPT = "xsaveopt"
+    XSAVEC = "xsavec"
+    XRSTOR = "xrstor"
+
+    @property
+    def stores(self) -> bool:
+        """Whether it writes memory."""
+        return self is not XsaveInsn.XRSTOR
+
+
+class MemoryImage:
+    """An image in plain memory: the header words are where the processor has them."""
+
+    __slots__ = ("regs",)
+
+    def __init__(self, memory: bytearray) -> None:
+        self.regs = memory
+
+    @property
+    def xstate_bv(self) -> int:
+        """XSTATE_BV, bytes 512..519."""
+        return int(_U64.unpack_from(self.regs, XSTATE_BV_OFFSET)[0])
+
+    @xstate_bv.setter
+    def xstate_bv(self, value: int) -> None:
+        _U64.pack_into(self.regs, XSTATE_BV_OFFSET, value)
+
+    @property
+    def xcomp_bv(self) -> int:
+        """XCOMP_BV, bytes 520..527."""
+        return int(_U64.unpack_from(self.regs, XCOMP_BV_OFFSET)[0])
+
+    @xcomp_bv.setter
+    def xcomp_bv(self, value: int) -> None:
+        _U64.pack_into(self.regs, XCOMP_BV_OFFSET, value)
+
+
+def xsave_to_memory(cpu: Cpu, insn: XsaveInsn, memory: bytearray, rfbm: int, *, address: int = 0) -> Vector | None:
+    """Execute XSAVE, XSAVEOPT or XSAVEC with EDX:EAX = ``rfbm`` on ``memory``, which lies at ``address``.
+
+    Returns the vector of a fault, with ``memory`` unchanged, or None. ``FieldError`` where ``memory`` is too short.
+    """
+    fault = _fault(cpu, insn, address)
+    if fault is not None:
+        return fault
+    rfbm &= cpu.xcr0
+    compacted = insn is XsaveInsn.XSAVEC
+    _need(cpu, memory, rfbm, compacted=compacted)
+    if compacted:
+        xsave_compacted(cpu, MemoryImage(memory), rfbm)
+    else:
+        xsave_standard(cpu, MemoryImage(memory), rfbm, optimized=insn is XsaveInsn.XSAVEOPT)
+    return None
+
+
+def xrstor_from_memory(cpu: Cpu, memory: bytes | bytearray, rfbm: int, *, address: int = 0) -> Vector | None:
+    """Execute XRSTOR with EDX:EAX = ``rfbm`` on ``memory``, which lies at ``address``.
+
+    Returns the vector of a fault, with the registers unchanged, or None. ``FieldError`` where ``memory`` is too short
+    for what would be loaded.
+    """
+    fault = _fault(cpu, XsaveInsn.XRSTOR, address)
+    if fault is not None:
+        return fault
+    _need(cpu, memory, 0, compacted=False)
+    image = MemoryImage(bytearray(memory))
+    layout = image.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
+    compacted = image.xcomp_bv != layout
+    if not layout & ~cpu.xcr0:  # else it is refused, whatever is there
+        _need(cpu, memory, layout if compacted else rfbm & cpu.xcr0 & image.xstate_bv, compacted=compacted)
+    return xrstor(cpu, image, rfbm, supervisor=False)
+
+
+def _fault(cpu: Cpu, insn: XsaveInsn, address: int) -> Vector | None:
+    """What is checked before memory is looked at, in that order."""
+    if not getattr(cpu.config.caps, insn.name if insn.stores else "XSAVE"):
+        return Vector.UD
+    if cpu.cr0_ts:
+        return Vector.NM
+    return Vector.GP if address % _ALIGN else None
+
+
+def _need(cpu: Cpu, memory: bytes | bytearray, mask: int, *, compacted: bool) -> None:
+    size = max(XSAVE_EXTENDED_OFFSET, cpu.config.table.calculate_size(mask, compacted=compacted))
+    if len(memory) < size:
+        raise FieldError("memory", f"at least {size} bytes for an image of {mask:#x}", f"{len(memory)} bytes")
