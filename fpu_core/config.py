@@ -11,6 +11,7 @@ from typing import Final
 from fpu_core.cpuid import CpuCaps, CpuidProfile
 from fpu_core.layout import FXSAVE_SIZE_BYTES, ComponentTable
 from fpu_core.rules import KERNEL_6_18, KernelRules
+from fpu_core.silicon import Silicon, silicon_of
 from fpu_core.xfeature import (
     XFEATURE_APX,
     XFEATURE_BNDCSR,
@@ -80,6 +81,8 @@ class FpuConfig:
 
     profile: CpuidProfile
     rules: KernelRules
+    #: What this maker's processors do where the architecture leaves it open.
+    silicon: Silicon
     caps: CpuCaps
     table: ComponentTable
     kernel: FpuStateConfig
@@ -120,16 +123,21 @@ class FpuConfig:
         return self.table.calculate_size(mask & self.rules.user_supported, compacted=False)
 
 
-def boot(profile: CpuidProfile, rules: KernelRules = KERNEL_6_18) -> FpuConfig:
-    """Compute the configuration of a host whose processor is ``profile`` under ``rules``."""
+def boot(profile: CpuidProfile, rules: KernelRules = KERNEL_6_18, *, silicon: Silicon | None = None) -> FpuConfig:
+    """Compute the configuration of a host whose processor is ``profile`` under ``rules``.
+
+    ``silicon`` is for data that was not made by the maker's own processor; by default the profile says it.
+    """
+    if silicon is None:
+        silicon = silicon_of(profile)
     caps = profile.caps
     table = ComponentTable.from_profile(profile)
     reported = profile.xcr0_mask | profile.xss_mask
     if not _xsave_usable(caps, reported):
-        return _without_xsave(profile, rules, caps, table)
+        return _without_xsave(profile, rules, silicon, table)
     max_features = _kernel_max_features(caps, rules, reported)
     if max_features & XFEATURE_MASK_APX and max_features & _MPX:
-        return _without_xsave(profile, rules, caps, table)  # the two overlap in the standard format
+        return _without_xsave(profile, rules, silicon, table)  # the two overlap in the standard format
     host_only = ~(XFEATURE_MASK_USER_DYNAMIC | rules.guest_supervisor)
     kernel = _state_config(table, max_features, max_features & host_only, compacted=True)
     user_max = max_features & rules.user_supported
@@ -138,6 +146,7 @@ def boot(profile: CpuidProfile, rules: KernelRules = KERNEL_6_18) -> FpuConfig:
     return FpuConfig(
         profile=profile,
         rules=rules,
+        silicon=silicon,
         caps=caps,
         table=table,
         kernel=kernel,
@@ -175,7 +184,7 @@ def _state_config(table: ComponentTable, max_features: int, default: int, *, com
     )
 
 
-def _without_xsave(profile: CpuidProfile, rules: KernelRules, caps: CpuCaps, table: ComponentTable) -> FpuConfig:
+def _without_xsave(profile: CpuidProfile, rules: KernelRules, silicon: Silicon, table: ComponentTable) -> FpuConfig:
     """A host that saves with FXSAVE: 512 bytes, x87 and SSE; the feature masks stay 0, they are XSAVE's.
 
     Source: arch/x86/kernel/fpu/init.c, fpu__init_system_xstate_size_legacy().
@@ -186,13 +195,14 @@ def _without_xsave(profile: CpuidProfile, rules: KernelRules, caps: CpuCaps, tab
     return FpuConfig(
         profile=profile,
         rules=rules,
-        caps=caps,
+        silicon=silicon,
+        caps=profile.caps,
         table=ComponentTable(table.components, compacted=False),
         kernel=state,
         user=state,
         guest_default_features=0,
         guest_default_size=FXSAVE_SIZE_BYTES,
-        legacy_features=XFEATURE_MASK_FPSSE if caps.FXSR else XFEATURE_MASK_FP,
+        legacy_features=XFEATURE_MASK_FPSSE if profile.caps.FXSR else XFEATURE_MASK_FP,
         independent_features=0,
         init_xfd=0,
         xsave=False,

@@ -13,7 +13,7 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug, core_assert
 from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu
-from fpu_core.xfeature import XFEATURE_MASK_FPSTATE
+from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_FPSTATE
 from fpu_core.xsave import fxrstor, fxsave, xrstor, xsave_compacted, xsave_standard
 
 
@@ -43,6 +43,7 @@ def save_into(cpu: Cpu, fpu: Fpu, fpstate: Fpstate) -> None:
         xsave_standard(cpu, fpstate, fpstate.xfeatures, optimized=config.caps.XSAVEOPT)
     else:
         fxsave(cpu, fpstate)
+        fpstate.xstate_bv = cpu.xinuse & XFEATURE_MASK_FPSSE  # no header says it: for the swap, and for readers
 
 
 def restore_fpregs_from_fpstate(cpu: Cpu, fpu: Fpu, fpstate: Fpstate, mask: int = XFEATURE_MASK_FPSTATE) -> None:

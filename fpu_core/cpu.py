@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from fpu_core.config import FpuConfig
 from fpu_core.errors import FieldError
-from fpu_core.fpstate import FCW_INIT, MXCSR_INIT
+from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.tile import INIT_TILE_CONFIG, TILE_BYTES, TileConfig, TileOp, load_tile, parse_tilecfg
 from fpu_core.trace import CoreTracer
+from fpu_core.x87 import X87_INIT, x87_registers
 from fpu_core.xfeature import (
     XFEATURE_FP,
     XFEATURE_MASK_FPSSE,
@@ -139,9 +140,7 @@ class Cpu:
         if self.xinuse >> feature & 1 and feature in self.regs:
             raw = bytearray(self.regs[feature])
         else:
-            raw = bytearray(size)
-            if feature == XFEATURE_FP:
-                raw[0:2] = FCW_INIT.to_bytes(2, "little")
+            raw = bytearray(X87_INIT if feature == XFEATURE_FP else size)
         if feature == XFEATURE_FP:
             raw[MXCSR_OFFSET : MXCSR_OFFSET + 4] = self.mxcsr.to_bytes(4, "little")
             raw[MXCSR_OFFSET + 4 : MXCSR_OFFSET + 8] = self.config.mxcsr_mask.to_bytes(4, "little")
@@ -159,7 +158,9 @@ class Cpu:
             return self._write_mxcsr(offset, data)
         raw = self._writable(feature)
         raw[offset : offset + len(data)] = data
-        self.xinuse |= 1 << feature
+        if feature == XFEATURE_FP:
+            raw[:] = x87_registers(raw, self.config.silicon)
+        self.mark_in_use(1 << feature)
         return None
 
     def _write_mxcsr(self, offset: int, data: bytes) -> Vector | None:
@@ -177,26 +178,47 @@ class Cpu:
         if value != MXCSR_INIT:
             self._writable(XFEATURE_SSE)
             self.xinuse |= XFEATURE_MASK_SSE
+        else:
+            self.mark_in_use(self.xinuse & XFEATURE_MASK_SSE)
+
+    def mark_in_use(self, mask: int) -> None:
+        """The components of ``mask`` were loaded. Whether they now are in use is the processor's to say."""
+        self.xinuse |= mask
+        if self.config.silicon.xinuse_by_content:
+            for nr in for_each_set_bit(mask):
+                if self._holds_init(nr):
+                    self.xinuse &= ~(1 << nr)
+
+    def _holds_init(self, feature: int) -> bool:
+        if feature == XFEATURE_FP:
+            return self.regs[feature] == X87_INIT
+        if feature == XFEATURE_SSE and self.mxcsr != MXCSR_INIT:
+            return False
+        return self.regs[feature].count(0) == len(self.regs[feature])
 
     def _writable(self, feature: int) -> bytearray:
         """The component's bytes, at their init values where it was in its init state."""
         raw = self.regs.get(feature)
         if raw is None:
             raw = self.regs[feature] = bytearray(self.config.table.size_bytes(feature))
-        elif not self.xinuse >> feature & 1:
-            raw[:] = bytes(len(raw))
-        else:
+        elif self.xinuse >> feature & 1:
             return raw
-        if feature == XFEATURE_FP:
-            raw[0:2] = FCW_INIT.to_bytes(2, "little")
+        raw[:] = X87_INIT if feature == XFEATURE_FP else bytes(len(raw))
         return raw
 
     def load_component(self, feature: int, image: bytearray, offset: int, size: int) -> None:
-        """Copy a component out of a memory image: it is in use from now on."""
+        """Copy a component out of a memory image; ``mark_in_use`` follows."""
         raw = self.regs.get(feature)
         if raw is None:
             raw = self.regs[feature] = bytearray(size)
-        raw[:] = memoryview(image)[offset : offset + size]
+        if feature == XFEATURE_FP:
+            raw[:] = x87_registers(image[:size], self.config.silicon)
+        else:
+            raw[:] = memoryview(image)[offset : offset + size]
+
+    def xgetbv1(self) -> int:
+        """XGETBV with ECX = 1: XCR0 and XINUSE. XFD hides a component from saves, not from here. SDM vol. 1, 13.2."""
+        return self.xcr0 & self.xinuse
 
     def init_components(self, mask: int) -> None:
         """Put the components of ``mask`` into their init state; MXCSR goes with SSE."""

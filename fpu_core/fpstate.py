@@ -17,10 +17,10 @@ from typing import Final
 
 from fpu_core.config import FpuConfig
 from fpu_core.layout import MXCSR_OFFSET, XCOMP_BV_OFFSET, XSTATE_BV_OFFSET
+from fpu_core.x87 import FCW_INIT
 from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, format_mask
 
-#: x87 control word and MXCSR of the init state. SDM vol. 1, 13.6.
-FCW_INIT: Final = 0x37F
+#: MXCSR of the init state. SDM vol. 1, 13.6.
 MXCSR_INIT: Final = 0x1F80
 
 #: What the container itself takes in front of the image: the kernel aligns ``regs`` to 64 bytes.

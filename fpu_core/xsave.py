@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from fpu_core.cpu import Cpu, Vector
-from fpu_core.fpstate import FCW_INIT
 from fpu_core.layout import (
     MXCSR_OFFSET,
     XMM_SPACE_OFFSET,
     XSAVE_EXTENDED_OFFSET,
     XSTATE_BV_OFFSET,
 )
+from fpu_core.x87 import X87_INIT
 from fpu_core.xfeature import (
     XCOMP_BV_COMPACTED_FORMAT,
     XFEATURE_FP,
@@ -85,11 +85,7 @@ def _store(cpu: Cpu, image: XsaveImage, mask: int, inuse: int, offsets: dict[int
 
 
 def _store_x87(cpu: Cpu, image: XsaveImage, *, live: bool) -> None:
-    if live:
-        raw = cpu.regs[XFEATURE_FP]
-    else:
-        raw = bytearray(XMM_SPACE_OFFSET)
-        raw[0:2] = FCW_INIT.to_bytes(2, "little")
+    raw = cpu.regs[XFEATURE_FP] if live else X87_INIT
     image.regs[0:MXCSR_OFFSET] = raw[0:MXCSR_OFFSET]
     image.regs[_MXCSR_END:XMM_SPACE_OFFSET] = raw[_MXCSR_END:XMM_SPACE_OFFSET]
 
@@ -128,7 +124,7 @@ def _load(cpu: Cpu, image: XsaveImage, bv: int, offsets: dict[int, int]) -> None
         size = cpu.config.table.size_bytes(nr)
         cpu.load_component(nr, image.regs, offsets[nr], size)
         loaded += size
-    cpu.xinuse |= bv
+    cpu.mark_in_use(bv)
     cpu.counters.bytes_restored += loaded
 
 
@@ -163,10 +159,9 @@ def _loads_mxcsr(image: XsaveImage, rfbm: int) -> bool:
 
 
 def fxsave(cpu: Cpu, image: XsaveImage) -> None:
-    """FXSAVE: x87 and SSE into 512 bytes, on a host without XSAVE."""
+    """FXSAVE: x87, SSE and MXCSR into bytes 0..415; there is no header and no init state to leave out."""
     _store(cpu, image, XFEATURE_MASK_FPSSE, cpu.xinuse, {XFEATURE_FP: 0, XFEATURE_SSE: XMM_SPACE_OFFSET})
     _store_mxcsr(cpu, image)
-    image.xstate_bv = cpu.xinuse & XFEATURE_MASK_FPSSE
 
 
 def fxrstor(cpu: Cpu, image: XsaveImage) -> Vector | None:

@@ -15,12 +15,13 @@ from typing import Final
 
 from fpu_core.cpu import Cpu, Vector
 from fpu_core.errors import FieldError
-from fpu_core.layout import XCOMP_BV_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSET
+from fpu_core.layout import FXSAVE_SIZE_BYTES, XCOMP_BV_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSET
 from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT
-from fpu_core.xsave import xrstor, xsave_compacted, xsave_standard
+from fpu_core.xsave import fxrstor, fxsave, xrstor, xsave_compacted, xsave_standard
 
 _U64: Final = struct.Struct("<Q")
 _ALIGN: Final = 64
+_FX_ALIGN: Final = 16
 
 
 class XsaveInsn(enum.Enum):
@@ -98,6 +99,32 @@ def xrstor_from_memory(cpu: Cpu, memory: bytes | bytearray, rfbm: int, *, addres
     if not layout & ~cpu.xcr0:  # else it is refused, whatever is there
         _need(cpu, memory, layout if compacted else rfbm & cpu.xcr0 & image.xstate_bv, compacted=compacted)
     return xrstor(cpu, image, rfbm, supervisor=False)
+
+
+def fxsave_to_memory(cpu: Cpu, memory: bytearray, *, address: int = 0) -> Vector | None:
+    """Execute FXSAVE on ``memory``, of which it writes bytes 0..415. Faults as for ``xsave_to_memory``."""
+    fault = _fx_fault(cpu, memory, address)
+    if fault is None:
+        fxsave(cpu, MemoryImage(memory))
+    return fault
+
+
+def fxrstor_from_memory(cpu: Cpu, memory: bytes | bytearray, *, address: int = 0) -> Vector | None:
+    """Execute FXRSTOR on ``memory``. Faults as for ``xrstor_from_memory``."""
+    fault = _fx_fault(cpu, memory, address)
+    return fault if fault is not None else fxrstor(cpu, MemoryImage(bytearray(memory)))
+
+
+def _fx_fault(cpu: Cpu, memory: bytes | bytearray, address: int) -> Vector | None:
+    if not cpu.config.caps.FXSR:
+        return Vector.UD
+    if cpu.cr0_ts:
+        return Vector.NM
+    if address % _FX_ALIGN:
+        return Vector.GP
+    if len(memory) < FXSAVE_SIZE_BYTES:
+        raise FieldError("memory", f"at least {FXSAVE_SIZE_BYTES} bytes", f"{len(memory)} bytes")
+    return None
 
 
 def _fault(cpu: Cpu, insn: XsaveInsn, address: int) -> Vector | None:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fpu_core.config import FpuConfig
-from fpu_core.fpstate import FCW_INIT, MXCSR_INIT
+from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.layout import MXCSR_OFFSET
+from fpu_core.x87 import FCW_INIT
 from fpu_core.xfeature import XFEATURE_FP, XFEATURE_PKRU, XFEATURE_XTILE_CFG, XFEATURE_XTILE_DATA, for_each_set_bit
 
 #: Bytes 24..31 of the x87 component are MXCSR and its mask, which belong to SSE.

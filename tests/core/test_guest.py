@@ -9,7 +9,7 @@ import pytest
 
 from fpu_core.alloc import AllocFailure, AllocFailureCause
 from fpu_core.errors import Errno
-from fpu_core.fpstate import FCW_INIT, MXCSR_INIT
+from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, KVM_XSAVE_BYTES, Fpu, FpuGuest
 from fpu_core.guest import alloc_guest_fpstate, enable_guest_xfd_features, free_guest_fpstate
 from fpu_core.layout import MXCSR_OFFSET
@@ -17,6 +17,7 @@ from fpu_core.permission import request_permission
 from fpu_core.rules import KERNEL_6_12
 from fpu_core.sched import switch_to
 from fpu_core.swap import swap_in, swap_out
+from fpu_core.x87 import FCW_INIT
 from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, XFEATURE_MASK_YMM
 from fpu_core.xfeature import XFEATURE_MASK_XTILE_DATA as TILE_DATA
 from tests.core.rig import Lines, Rig, container

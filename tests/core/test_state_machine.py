@@ -414,11 +414,15 @@ def _pick(of: list[T], nr: int) -> T:
 
 
 def _span(component: int, where: int, size: int) -> tuple[int, int]:
-    """An offset and a length inside the component; MXCSR has a rule of its own."""
+    """An offset and a length inside the component.
+
+    Of x87 a byte of FIP or FDP, or one 80-bit register: what has no bits of its own does not read back as loaded.
+    MXCSR has a rule of its own.
+    """
     if component == XFEATURE_PKRU:
         return 0, 4
     if component == 0:
-        return (where % 24, 1) if where % 2 else (32 + where % 64, 32)
+        return (8 + where % 16, 1) if where % 2 else (32 + 16 * (where // 2 % 8), 10)
     offset = where % size
     return offset, 1 + where // size % (size - offset)
 

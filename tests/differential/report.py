@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 
-def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the ``rows`` of a data file, plain (``.json``) or compressed (``.json.gz``).
+class SkippedError(Exception):
+    """This machine cannot do it; the text says what is missing."""
+
+
+def load_rows(path: Path, key: str = "rows") -> list[dict[str, Any]]:
+    """Read the rows of a data file, plain (``.json``) or compressed (``.json.gz``): its list ``key``.
 
     Raises ``ValueError`` where there is no list of that name, and what reading and decoding raise.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         data = json.load(file)
-    rows = data.get("rows") if isinstance(data, dict) else None
+    rows = data.get(key) if isinstance(data, dict) else None
     if not isinstance(rows, list):
-        raise ValueError("expected an object with a list 'rows'")  # noqa: TRY004 -- the file's value, not a type of ours
+        raise ValueError(f"expected an object with a list {key!r}")  # noqa: TRY004 -- the file's value, not a type of ours
     return rows
 
 
@@ -30,6 +34,8 @@ class Report:
 
     kind: str
     rows: int = 0
+    #: What is counted: rows of a file, or rounds of a live comparison.
+    unit: str = "rows"
     extra: str = ""
     differences: list[str] = field(default_factory=list)
 
@@ -43,4 +49,4 @@ class Report:
     def lines(self, limit: int = 1) -> Iterator[str]:
         """Yield the first ``limit`` differences and then the one-line figure."""
         yield from self.differences[:limit]
-        yield f"{self.kind}: {self.rows} rows{self.extra}, {len(self.differences)} differ"
+        yield f"{self.kind}: {self.rows} {self.unit}{self.extra}, {len(self.differences)} differ"

@@ -31,6 +31,7 @@ from fpu_core.permission import XcompOp, get_permitted, get_supported, request_p
 from fpu_core.realloc import ReallocFailed
 from fpu_core.rules import KERNEL_6_12
 from fpu_core.sched import switch_fpu_return, switch_to
+from fpu_core.silicon import SDM
 from fpu_core.swap import swap_in, swap_out
 from fpu_core.task import xfd_enable_feature
 from fpu_core.xfeature import for_each_set_bit
@@ -309,7 +310,7 @@ def _config(row: dict[str, Any]) -> FpuConfig:
     """
     for profile in _candidates(row):
         try:
-            config = boot(profile, KERNEL_6_12)
+            config = boot(profile, KERNEL_6_12, silicon=SDM)
         except FieldError:  # this reference lacks a component of the row
             continue
         found = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.tile import TILE_BYTES, TILE_COUNT
+from fpu_core.x87 import ST_BYTES, ST_SPACE_OFFSET
 from fpu_core.xfeature import (
     XFEATURE_FP,
     XFEATURE_NAMES,
@@ -105,11 +105,10 @@ def format_ns(value: int) -> str:
 def span(feature_nr: int, size_bytes: int) -> tuple[int, int]:
     """Offset and length of what a pattern fills of a component of ``size_bytes``.
 
-    Of x87 that is what lies behind MXCSR, of PKRU the 4 bytes that are the register.
+    Of x87 that is one register, ST0; of PKRU the 4 bytes that are the register.
     """
     if feature_nr == XFEATURE_FP:
-        offset = MXCSR_OFFSET + 8
-        return offset, size_bytes - offset
+        return ST_SPACE_OFFSET, ST_BYTES
     return (0, 4) if feature_nr == XFEATURE_PKRU else (0, size_bytes)
 
 
