@@ -38,6 +38,8 @@ from guest_agent.event import (
     TileOp,
     Wrmsr,
     XfdSync,
+    Xsave,
+    XsaveInsn,
     Xsetbv,
 )
 from guest_agent.host import Host
@@ -108,6 +110,8 @@ __all__ = [
     "VcpuPort",
     "Wrmsr",
     "XfdSync",
+    "Xsave",
+    "XsaveInsn",
     "Xsetbv",
     "connect",
     "connect_async",

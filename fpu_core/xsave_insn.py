@@ -20,7 +20,8 @@ from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT
 from fpu_core.xsave import fxrstor, fxsave, xrstor, xsave_compacted, xsave_standard
 
 _U64: Final = struct.Struct("<Q")
-_ALIGN: Final = 64
+#: What the memory operand has to be aligned to.
+XSAVE_ALIGN: Final = 64
 _FX_ALIGN: Final = 16
 
 
@@ -133,7 +134,7 @@ def _fault(cpu: Cpu, insn: XsaveInsn, address: int) -> Vector | None:
         return Vector.UD
     if cpu.cr0_ts:
         return Vector.NM
-    return Vector.GP if address % _ALIGN else None
+    return Vector.GP if address % XSAVE_ALIGN else None
 
 
 def _need(cpu: Cpu, memory: bytes | bytearray, mask: int, *, compacted: bool) -> None:

@@ -103,6 +103,15 @@ class Tile:
     memory: bytes = b""
 
 
+class XsaveInsn(enum.Enum):
+    """The XSAVE instructions any program may execute. Source: Intel SDM vol. 2, the instructions of these names."""
+
+    XSAVE = "XSAVE"
+    XSAVEOPT = "XSAVEOPT"
+    XSAVEC = "XSAVEC"
+    XRSTOR = "XRSTOR"
+
+
 @dataclass(frozen=True, slots=True)
 class XfdSync:
     """IA32_XFD as the VMM read it after a vmexit, once writes of it pass through."""
@@ -120,6 +129,33 @@ class Hlt:
     """The guest executed HLT."""
 
 
+@dataclass(frozen=True, slots=True)
+class Xsave:
+    """An XSAVE instruction on memory of the guest.
+
+    `rfbm` is EDX:EAX; `memory` is the operand as it is before, 576 bytes at least; `misaligned_by` is how far its
+    address is from a multiple of 64.
+    """
+
+    insn: XsaveInsn
+    rfbm: int
+    memory: bytes
+    misaligned_by: int = 0
+
+
 GuestEvent = (
-    Enter | Leave | Preempt | Xsetbv | Wrmsr | Rdmsr | Nm | RegisterWrite | RegisterRead | Tile | XfdSync | Init | Hlt
+    Enter
+    | Leave
+    | Preempt
+    | Xsetbv
+    | Wrmsr
+    | Rdmsr
+    | Nm
+    | RegisterWrite
+    | RegisterRead
+    | Tile
+    | XfdSync
+    | Init
+    | Hlt
+    | Xsave
 )

@@ -20,6 +20,8 @@ from guest_agent.event import (
     TileOp,
     Wrmsr,
     XfdSync,
+    Xsave,
+    XsaveInsn,
     Xsetbv,
 )
 
@@ -76,6 +78,10 @@ class Instructions(ABC, Generic[Answer]):
     def tile(self, op: TileOp, *, tile: int = 0, memory: bytes = b"") -> Answer:
         """Execute a tile instruction; see `guest_agent.event.Tile` for `memory`. `Done.data` holds what it stores."""
         return self.submit(Tile(op, tile, memory))
+
+    def xsave(self, insn: XsaveInsn, rfbm: int, memory: bytes, *, misaligned_by: int = 0) -> Answer:
+        """Execute an XSAVE instruction on the guest's `memory`; `Done.data` is the memory after one that stores."""
+        return self.submit(Xsave(insn, rfbm, memory, misaligned_by))
 
     def xfd_sync(self, xfd: int) -> Answer:
         """IA32_XFD as read after a vmexit, once writes of it pass through."""

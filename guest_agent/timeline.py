@@ -29,6 +29,7 @@ from guest_agent.event import (
     TileOp,
     Wrmsr,
     XfdSync,
+    Xsave,
     Xsetbv,
 )
 from guest_agent.outcome import Done, Gone, Injected, Outcome, Pending, Rejected
@@ -157,6 +158,8 @@ def describe_event(event: GuestEvent) -> str:  # noqa: C901, PLR0912 -- one case
             return "INIT"
         case Hlt():
             return "HLT"
+        case Xsave(insn=insn, rfbm=rfbm):
+            return f"{insn.value} RFBM={rfbm:#x}"
 
 
 def _tiles(tiles: list[Tile]) -> str:

@@ -27,6 +27,8 @@ from guest_agent.event import (
     TileOp,
     Wrmsr,
     XfdSync,
+    Xsave,
+    XsaveInsn,
     Xsetbv,
 )
 from guest_agent.outcome import (
@@ -56,6 +58,12 @@ _TILE_OPS = {
     TileOp.TILELOADD: pb.TILE_OP_TILELOADD,
     TileOp.TILESTORED: pb.TILE_OP_TILESTORED,
     TileOp.TILEZERO: pb.TILE_OP_TILEZERO,
+}
+_XSAVE_INSNS = {
+    XsaveInsn.XSAVE: pb.XSAVE_INSN_XSAVE,
+    XsaveInsn.XSAVEOPT: pb.XSAVE_INSN_XSAVEOPT,
+    XsaveInsn.XSAVEC: pb.XSAVE_INSN_XSAVEC,
+    XsaveInsn.XRSTOR: pb.XSAVE_INSN_XRSTOR,
 }
 
 _DIRECTIVES = {
@@ -108,6 +116,10 @@ def event_to_proto(vcpu: str, seq: int, event: GuestEvent) -> pb.GuestEvent:  # 
             message.init.SetInParent()
         case Hlt():
             message.hlt.SetInParent()
+        case Xsave(insn=insn, rfbm=rfbm, memory=memory, misaligned_by=misaligned_by):
+            message.xsave.CopyFrom(
+                pb.XsaveInstruction(insn=_XSAVE_INSNS[insn], rfbm=rfbm, memory=memory, misaligned_by=misaligned_by)
+            )
         case _:
             assert_never(event)
     return message

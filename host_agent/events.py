@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from fpu_core.tile import TileOp
+from fpu_core.xsave_insn import XsaveInsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,16 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Xsave:
+    """XSAVE, XSAVEOPT, XSAVEC or XRSTOR of ``memory`` that lies ``misaligned_by`` bytes behind a multiple of 64."""
+
+    insn: XsaveInsn
+    rfbm: int
+    memory: bytes
+    misaligned_by: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class XfdSync:
     """XFD as the guest left it at a VM exit, with the intercept dropped."""
 
@@ -126,6 +137,7 @@ EventKind = (
     | RegisterWrite
     | RegisterRead
     | Tile
+    | Xsave
     | XfdSync
     | Init
     | Hlt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fpu_core.sched import switch_to
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILECFG_BYTES, TileOp
+from fpu_core.xsave_insn import XSAVE_ALIGN
 from host_agent.errors import Reason, Refused, invalid
 from host_agent.events import (
     Directive,
@@ -26,6 +27,7 @@ from host_agent.events import (
     Tile,
     Wrmsr,
     XfdSync,
+    Xsave,
     Xsetbv,
 )
 from host_agent.exit_desk import cancel_exit, open_exit
@@ -94,6 +96,8 @@ def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:
             return intercept.read_register(vcpu, feature=feature, offset=offset, length=length)
         case Tile(op, tile, memory):
             return intercept.execute_tile(vcpu, op=op, tile=tile, memory=memory)
+        case Xsave(insn, rfbm, memory, misaligned_by):
+            return intercept.execute_xsave(vcpu, insn=insn, rfbm=rfbm, memory=memory, address=misaligned_by)
         case XfdSync(xfd):
             return _xfd_sync(vcpu, xfd)
         case _:
@@ -122,6 +126,9 @@ def check_operands(kind: EventKind) -> None:
             wanted = {TileOp.LDTILECFG: TILECFG_BYTES, TileOp.TILELOADD: TILE_BYTES}.get(op, 0)
             if len(memory) != wanted:
                 raise invalid("tile.memory", f"{wanted} bytes for {op.name}", f"{len(memory)} bytes")
+        case Xsave(misaligned_by=misaligned_by):
+            if not 0 <= misaligned_by < XSAVE_ALIGN:
+                raise invalid("xsave.misaligned_by", f"0..{XSAVE_ALIGN - 1}", misaligned_by)
         case Xsetbv(_, _, cpl):
             if not 0 <= cpl <= 3:
                 raise invalid("xsetbv.cpl", "0..3", cpl)

@@ -17,6 +17,7 @@ from typing import Any, Final, get_args
 
 from fault_lab.injection.table import FaultAttributes
 from fpu_core.tile import TileOp
+from fpu_core.xsave_insn import XsaveInsn
 from host_agent import commands, events
 from host_agent.errors import Refused
 from host_agent.exits import Decision, DecisionKind
@@ -35,7 +36,7 @@ _CLASSES: Final[dict[str, type]] = {
         HostConfig,
     )
 }
-_ENUMS: Final[dict[str, type[enum.Enum]]] = {cls.__name__: cls for cls in (TileOp, DecisionKind)}
+_ENUMS: Final[dict[str, type[enum.Enum]]] = {cls.__name__: cls for cls in (TileOp, XsaveInsn, DecisionKind)}
 
 
 class LogError(ValueError):

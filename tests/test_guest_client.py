@@ -29,6 +29,8 @@ from guest_agent.event import (
     TileOp,
     Wrmsr,
     XfdSync,
+    Xsave,
+    XsaveInsn,
     Xsetbv,
 )
 from guest_agent.outcome import FieldViolation, Refusal
@@ -127,6 +129,7 @@ EVENTS: list[tuple[GuestEvent, str]] = [
     (XfdSync(1 << 18), "xfd_sync"),
     (Init(), "init"),
     (Hlt(), "hlt"),
+    *((Xsave(insn, 2**64 - 1, b"m", 16), "xsave") for insn in XsaveInsn),
 ]
 
 
@@ -141,6 +144,8 @@ def test_every_event_has_its_message(event: GuestEvent, kind: str) -> None:
         assert message.preempt.HasField("cpu") == (event.cpu is not None)
     if isinstance(event, Tile):
         assert event_pb2.TileOp.Name(message.tile.op) == f"TILE_OP_{event.op.value}"
+    if isinstance(event, Xsave):
+        assert event_pb2.XsaveInsn.Name(message.xsave.insn) == f"XSAVE_INSN_{event.insn.value}"
 
 
 def test_every_kind_of_event_of_the_contract_can_be_sent() -> None:

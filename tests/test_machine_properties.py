@@ -18,6 +18,7 @@ from fault_lab.injection.table import FaultAttributes
 from fpu_core.alloc import FAULT_POINTS
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_SSE
+from fpu_core.xsave_insn import XsaveInsn
 from host_agent.commands import (
     AckDirective,
     AcquireControl,
@@ -71,6 +72,7 @@ from host_agent.events import (
     Tile,
     Wrmsr,
     XfdSync,
+    Xsave,
     Xsetbv,
 )
 from host_agent.exits import Decision, DecisionKind
@@ -101,6 +103,13 @@ kinds: st.SearchStrategy[EventKind] = st.one_of(
     ),
     st.builds(RegisterRead, st.just(XFEATURE_SSE), st.just(0), st.just(SSE_BYTES)),
     st.builds(Tile, st.sampled_from(TileOp), st.integers(-1, 8), st.sampled_from([b"", _TILES, bytes(1024)])),
+    st.builds(
+        Xsave,
+        st.sampled_from(XsaveInsn),
+        st.sampled_from([0, 0x7, 0x40000, (1 << 64) - 1]),
+        st.sampled_from([b"", bytes(832), bytes(512) + b"\x07" + bytes(319), b"\xff" * 832]),
+        st.sampled_from([0, 0, 16, 64]),
+    ),
     st.builds(XfdSync, st.sampled_from([0, 0x40000, 2])),
     st.builds(Preempt, st.sampled_from([None, 0, 1, 2])),
     st.builds(Nm, st.booleans()),

@@ -13,6 +13,7 @@ from fpu_core.errors import FieldError
 from fpu_core.guest import sync_guest_vmexit_xfd_state
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.xsave_insn import XsaveInsn, xrstor_from_memory, xsave_to_memory
 from host_agent.kvm.growth import needs_action, update_intercepts
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, Trigger, gp
 from host_agent.kvm.run import guest_window
@@ -121,6 +122,23 @@ def execute_tile(vcpu: Vcpu, *, op: TileOp, tile: int, memory: bytes) -> Done | 
     with guest_window(vcpu) as cpu:
         result = cpu.tile_instruction(op, tile, memory, vcpu.xcr0)
     return _inject(vcpu, result) if isinstance(result, Vector) else Done(data=result)
+
+
+def execute_xsave(vcpu: Vcpu, *, insn: XsaveInsn, rfbm: int, memory: bytes, address: int = 0) -> Done | Inject:
+    """The guest executes XSAVE, XSAVEOPT, XSAVEC or XRSTOR on ``memory``; ``Done.data`` is the memory after a store.
+
+    No VMM intercepts them. XCR0 and XFD are the guest's; ``FieldError`` where ``memory`` is too short for the image.
+    """
+    image = bytearray(memory)
+    with guest_window(vcpu) as cpu:
+        fault = (
+            xsave_to_memory(cpu, insn, image, rfbm, address=address)
+            if insn.stores
+            else xrstor_from_memory(cpu, image, rfbm, address=address)
+        )
+    if fault is not None:
+        return _inject(vcpu, fault)
+    return Done(data=bytes(image) if insn.stores else b"")
 
 
 def _check_feature(vcpu: Vcpu, feature: int) -> int:

@@ -28,6 +28,7 @@ can say why each line of it is right.
     preempt-at intercept|realloc [kernel-fpu]               trace on|off
     session [explicit] [vcpus=] [lease=] [client=]          close-session [N]
     guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS
+    guest [VCPU] xsave|xsaveopt|xsavec|xrstor MEMORY [rfbm=] [xstate_bv=] [xcomp_bv=] [misaligned=]
     controller NAME [scope=] [lease=] [label=]              keep-alive [N]
     decide DECISION [exit=] [generation=] [as=]             decisions: controller_commands.DECISIONS
     show vcpu | fpstate | registers | cpu | exit | ledger | permissions | faults | digest [OF]

@@ -8,6 +8,7 @@ from typing import Final
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILE_MAX_ROWS, TILE_ROW_BYTES, TILECFG_BYTES, TileOp
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_FP, XFEATURE_NAMES, format_mask
+from fpu_core.xsave_insn import MemoryImage, XsaveInsn
 from host_agent.commands import SubmitBatch
 from host_agent.events import (
     Enter,
@@ -24,6 +25,7 @@ from host_agent.events import (
     Tile,
     Wrmsr,
     XfdSync,
+    Xsave,
     Xsetbv,
 )
 from host_agent.guest_events import intercepts
@@ -32,6 +34,9 @@ from tests.scenarios.block import ScenarioError
 from tests.scenarios.operands import Words, feature, mask, number, span
 from tests.scenarios.session_commands import session_of
 from tests.scenarios.world import World
+
+#: Room for every component in either format.
+_MEMORY_BYTES: Final = 12288
 
 MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR}
 
@@ -182,6 +187,32 @@ def _tilerelease(_world: World, _words: Words) -> Parsed:
     return "G", "TILERELEASE", Tile(TileOp.TILERELEASE)
 
 
+def _xsave(insn: XsaveInsn) -> Callable[[World, Words], Parsed]:
+    """``xsavec MEMORY rfbm=MASK``: on memory of that name, zeros at first.
+
+    ``xstate_bv=`` and ``xcomp_bv=`` write its header before, ``misaligned=`` moves it.
+    """
+
+    def parse(world: World, words: Words) -> Parsed:
+        name, asked = words.take("a name for the memory"), words.key("rfbm", "all")
+        rfbm = (1 << 64) - 1 if asked == "all" else mask(asked)
+        memory = bytearray(world.memories.get(name, bytes(_MEMORY_BYTES)))
+        image = MemoryImage(memory)
+        text = f"{insn.name} {name} rfbm={asked if asked == 'all' else hex(rfbm)}"
+        for key in ("xstate_bv", "xcomp_bv"):
+            value = words.key(key)
+            if value:
+                setattr(image, key, mask(value))
+                text += f" {key}={mask(value):#x}"
+        misaligned = number(words.key("misaligned", "0"))
+        world.memory = name
+        world.memories[name] = bytes(memory)
+        text += f" at +{misaligned}" if misaligned else ""
+        return "G", text, Xsave(insn, rfbm, bytes(memory), misaligned)
+
+    return parse
+
+
 #: Every event by its word: what reads its operands and returns lane, text and event.
 EVENTS: Final[dict[str, Callable[[World, Words], Parsed]]] = {
     "enter": _enter,
@@ -202,4 +233,5 @@ EVENTS: Final[dict[str, Callable[[World, Words], Parsed]]] = {
     "tilestored": _tilestored,
     "tilezero": _tilezero,
     "tilerelease": _tilerelease,
+    **{insn.value: _xsave(insn) for insn in XsaveInsn},
 }

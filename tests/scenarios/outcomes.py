@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from fpu_core.cpu import Vector
 from fpu_core.xfeature import format_mask
+from fpu_core.xsave_insn import MemoryImage
 from host_agent.events import (
     BlockedOutcome,
     DoneOutcome,
@@ -25,6 +26,7 @@ from host_agent.events import (
     RejectedOutcome,
     Wrmsr,
     XfdSync,
+    Xsave,
     Xsetbv,
 )
 from host_agent.exits import ExitRecord, ExitState
@@ -101,6 +103,10 @@ def _committed(vcpu: Vcpu) -> str:
 def _done(world: World, kind: EventKind, done: DoneOutcome, before: Intercepts) -> str:
     if done.value is not None:
         return f"= {format_mask(done.value)}"
+    if isinstance(kind, Xsave) and done.data:
+        world.memories[world.memory] = done.data
+        image = MemoryImage(bytearray(done.data))
+        return f"stores XSTATE_BV={image.xstate_bv:#x} XCOMP_BV={image.xcomp_bv:#x}"
     if done.data:
         return f"= {world.patterns.name_of(done.data)}"
     said = "commit" if isinstance(kind, Xsetbv | Wrmsr | XfdSync) else "done"

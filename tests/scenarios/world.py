@@ -48,6 +48,9 @@ class World:
     def __init__(self) -> None:
         self.lanes = Lanes()
         self.patterns = Patterns()
+        #: The guests' memory by name, and the name the last XSAVE instruction had.
+        self.memories: dict[str, bytes] = {}
+        self.memory = ""
         self.machine = HostMachine(HostConfig(check_invariants=True, faults=True))
         self.machine.on_applied = self._record
         self.log = [config_line(self.state.config)]

@@ -9,6 +9,7 @@ import pytest
 from fpstate.v1 import event_pb2, session_pb2
 
 from fpu_core.tile import TileOp
+from fpu_core.xsave_insn import XsaveInsn
 from host_agent import events as e
 from host_agent.service.errors import Failure
 from host_agent.service.translate.packed import Record, decode, encode
@@ -43,6 +44,11 @@ def record(kind: int, *, flags: int = 0, arg: int = 0, value: int = 0, payload: 
         pytest.param(record(13, value=1 << 18), e.XfdSync(1 << 18), id="xfd_sync"),
         pytest.param(record(14), e.Init(), id="init"),
         pytest.param(record(15), e.Hlt(), id="hlt"),
+        pytest.param(
+            record(18, flags=3, arg=16, value=1 << 18, payload=b"m"),
+            e.Xsave(XsaveInsn.XSAVEC, 1 << 18, b"m", misaligned_by=16),
+            id="xsave",
+        ),
     ],
 )
 def test_every_kind_is_read_back(packed: Record, kind: e.EventKind) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fpstate.v1 import event_pb2
 
 from fpu_core.tile import TileOp
+from fpu_core.xsave_insn import XsaveInsn
 from host_agent import events as e
 from host_agent.service.errors import field_invalid
 from host_agent.service.translate.fields import task_id_in, vcpu_name
@@ -19,6 +20,13 @@ TILE_OPS: Final[dict[int, TileOp]] = {
     event_pb2.TILE_OP_TILELOADD: TileOp.TILELOADD,
     event_pb2.TILE_OP_TILESTORED: TileOp.TILESTORED,
     event_pb2.TILE_OP_TILEZERO: TileOp.TILEZERO,
+}
+
+XSAVE_INSNS: Final[dict[int, XsaveInsn]] = {
+    event_pb2.XSAVE_INSN_XSAVE: XsaveInsn.XSAVE,
+    event_pb2.XSAVE_INSN_XSAVEOPT: XsaveInsn.XSAVEOPT,
+    event_pb2.XSAVE_INSN_XSAVEC: XsaveInsn.XSAVEC,
+    event_pb2.XSAVE_INSN_XRSTOR: XsaveInsn.XRSTOR,
 }
 
 
@@ -53,6 +61,14 @@ def tile(path: str, *, op: int, tile_nr: int, memory: bytes) -> e.Tile:
     return e.Tile(known, tile_nr, memory)
 
 
+def xsave(path: str, *, insn: int, rfbm: int, misaligned_by: int, memory: bytes) -> e.Xsave:
+    """An XSAVE instruction that there is; whether the memory is enough is the machine's to judge."""
+    known = XSAVE_INSNS.get(insn)
+    if known is None:
+        raise field_invalid(f"{path}.insn", f"one of {', '.join(each.name for each in XSAVE_INSNS.values())}", insn)
+    return e.Xsave(known, rfbm, memory, misaligned_by)
+
+
 def vm_of(vcpu: str) -> str:
     """The VM's name in a vCPU's."""
     return vcpu.partition("/vcpus/")[0]
@@ -72,6 +88,9 @@ _KINDS: Final[dict[str, Callable[[str, str, Any], e.EventKind]]] = {
     "xfd_sync": lambda _path, _vcpu, m: e.XfdSync(xfd=m.xfd),
     "init": lambda _path, _vcpu, _m: e.Init(),
     "hlt": lambda _path, _vcpu, _m: e.Hlt(),
+    "xsave": lambda path, _vcpu, m: xsave(
+        path, insn=m.insn, rfbm=m.rfbm, misaligned_by=m.misaligned_by, memory=m.memory
+    ),
 }
 
 #: Each kind's name on the wire: what a field's path has after the event's own.
@@ -89,4 +108,5 @@ FIELD_OF_KIND: Final[dict[type, str]] = {
     e.XfdSync: "xfd_sync",
     e.Init: "init",
     e.Hlt: "hlt",
+    e.Xsave: "xsave",
 }

@@ -93,6 +93,18 @@ _LAYOUTS: Final[dict[int, tuple[str, _Layout]]] = {
     13: ("xfd_sync", _Layout(value=True, make=lambda _path, _vcpu, r: e.XfdSync(r.value))),
     14: ("init", _Layout(make=lambda _path, _vcpu, _r: e.Init())),
     15: ("hlt", _Layout(make=lambda _path, _vcpu, _r: e.Hlt())),
+    18: (
+        "xsave",
+        _Layout(
+            flags=0xFF,
+            arg=True,
+            value=True,
+            payload=True,
+            make=lambda path, _vcpu, r: event.xsave(
+                path, insn=r.flags, rfbm=r.value, misaligned_by=r.arg, memory=r.payload
+            ),
+        ),
+    ),
 }
 
 
@@ -133,7 +145,7 @@ def _padded(payload_bytes: int) -> int:
 def _check(path: str, record: Record, vcpus: int) -> None:
     """Refuse a record that says what its kind cannot say."""
     if record.kind not in _LAYOUTS:
-        raise field_invalid(f"{path}.kind", "3..15", record.kind)
+        raise field_invalid(f"{path}.kind", "one of " + ", ".join(map(str, _LAYOUTS)), record.kind)
     if record.ordinal >= vcpus:
         raise field_invalid(f"{path}.vcpu_ordinal", f"below {vcpus}, the number of vcpus", record.ordinal)
     if record.seq == 0:

@@ -65,6 +65,38 @@ TILE_OP_TILEZERO: TileOp.ValueType  # 6
 """TILEZERO: set one tile to zero."""
 Global___TileOp: _TypeAlias = TileOp  # noqa: Y015
 
+class _XsaveInsn:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _XsaveInsnEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_XsaveInsn.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    XSAVE_INSN_UNSPECIFIED: _XsaveInsn.ValueType  # 0
+    """Not a value to send."""
+    XSAVE_INSN_XSAVE: _XsaveInsn.ValueType  # 1
+    """XSAVE: store in the standard format; init values for what is not in use."""
+    XSAVE_INSN_XSAVEOPT: _XsaveInsn.ValueType  # 2
+    """XSAVEOPT: the same, leaving alone what is not in use."""
+    XSAVE_INSN_XSAVEC: _XsaveInsn.ValueType  # 3
+    """XSAVEC: store in the compacted format."""
+    XSAVE_INSN_XRSTOR: _XsaveInsn.ValueType  # 4
+    """XRSTOR: load, in the format that the image says."""
+
+class XsaveInsn(_XsaveInsn, metaclass=_XsaveInsnEnumTypeWrapper):
+    """The XSAVE instructions. Source: Intel SDM vol. 2, the instructions of these names."""
+
+XSAVE_INSN_UNSPECIFIED: XsaveInsn.ValueType  # 0
+"""Not a value to send."""
+XSAVE_INSN_XSAVE: XsaveInsn.ValueType  # 1
+"""XSAVE: store in the standard format; init values for what is not in use."""
+XSAVE_INSN_XSAVEOPT: XsaveInsn.ValueType  # 2
+"""XSAVEOPT: the same, leaving alone what is not in use."""
+XSAVE_INSN_XSAVEC: XsaveInsn.ValueType  # 3
+"""XSAVEC: store in the compacted format."""
+XSAVE_INSN_XRSTOR: XsaveInsn.ValueType  # 4
+"""XRSTOR: load, in the format that the image says."""
+Global___XsaveInsn: _TypeAlias = XsaveInsn  # noqa: Y015
+
 class _DirectiveKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -122,6 +154,7 @@ class GuestEvent(_message.Message):
     XFD_SYNC_FIELD_NUMBER: _builtins.int
     INIT_FIELD_NUMBER: _builtins.int
     HLT_FIELD_NUMBER: _builtins.int
+    XSAVE_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.str
     """The vCPU: `vms/{vm}/vcpus/{index}`. Required."""
     seq: _builtins.int
@@ -178,6 +211,10 @@ class GuestEvent(_message.Message):
     def hlt(self) -> Global___Hlt:
         """The guest executed HLT."""
 
+    @_builtins.property
+    def xsave(self) -> Global___XsaveInstruction:
+        """The guest executed XSAVE, XSAVEOPT, XSAVEC or XRSTOR on memory of its own."""
+
     def __init__(
         self,
         *,
@@ -196,12 +233,13 @@ class GuestEvent(_message.Message):
         xfd_sync: Global___XfdSync | None = ...,
         init: Global___Init | None = ...,
         hlt: Global___Hlt | None = ...,
+        xsave: Global___XsaveInstruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "tile", b"tile", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsetbv", b"xsetbv"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "tile", b"tile", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "seq", b"seq", "tile", b"tile", "vcpu", b"vcpu", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsetbv", b"xsetbv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "seq", b"seq", "tile", b"tile", "vcpu", b"vcpu", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enter", "leave", "preempt", "xsetbv", "wrmsr", "rdmsr", "nm", "register_write", "register_read", "tile", "xfd_sync", "init", "hlt"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enter", "leave", "preempt", "xsetbv", "wrmsr", "rdmsr", "nm", "register_write", "register_read", "tile", "xfd_sync", "init", "hlt", "xsave"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -467,6 +505,42 @@ class TileInstruction(_message.Message):
 Global___TileInstruction: _TypeAlias = TileInstruction  # noqa: Y015
 
 @_typing.final
+class XsaveInstruction(_message.Message):
+    """One of the XSAVE instructions a program may execute, in its 64-bit form, on the guest's own memory, under its XCR0 and
+    XFD. Legal while the vCPU is entered. Done (`data` for those that store), or Inject: #GP or #NM as the processor would raise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSN_FIELD_NUMBER: _builtins.int
+    RFBM_FIELD_NUMBER: _builtins.int
+    MISALIGNED_BY_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    insn: Global___XsaveInsn.ValueType
+    """Which instruction. Required."""
+    rfbm: _builtins.int
+    """EDX:EAX, the components asked for; those XCR0 does not have are left out."""
+    misaligned_by: _builtins.int
+    """How far the memory operand is from a multiple of 64, 0 to 63. Anything but 0 is #GP."""
+    memory: _builtins.bytes
+    """The memory operand as it is before: 576 bytes at least, and as many as the image takes. What a store leaves alone stays."""
+    def __init__(
+        self,
+        *,
+        insn: Global___XsaveInsn.ValueType = ...,
+        rfbm: _builtins.int = ...,
+        misaligned_by: _builtins.int = ...,
+        memory: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["insn", b"insn", "memory", b"memory", "misaligned_by", b"misaligned_by", "rfbm", b"rfbm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___XsaveInstruction: _TypeAlias = XsaveInstruction  # noqa: Y015
+
+@_typing.final
 class XfdSync(_message.Message):
     """IA32_XFD as the VMM read it after a vmexit, once writes of it pass through. Done; rejected with XFD_SYNC_NEEDS_GROWTH
     where the value enables a component the container has no room for, since nothing was intercepted that could be undone.
@@ -604,7 +678,9 @@ class Done(_message.Message):
     value: _builtins.int
     """What a Rdmsr read; absent for every other kind."""
     data: _builtins.bytes
-    """What a RegisterRead, STTILECFG or TILESTORED gave; empty for every other kind."""
+    """What a RegisterRead, STTILECFG or TILESTORED gave, or the memory after an XSAVE, XSAVEOPT or XSAVEC; empty for every
+    other kind.
+    """
     skip_instruction: _builtins.bool
     """True: advance RIP past the instruction. False: re-enter at the same instruction, or there was none."""
     @_builtins.property
@@ -814,7 +890,7 @@ class PackedEvents(_message.Message):
     of 8, so that every record begins at a multiple of 8:
 
       offset  type  field
-           0  u16   kind           number of the field in GuestEvent.kind: 3 (enter) to 15 (hlt)
+           0  u16   kind           number of the field in GuestEvent.kind: 3 (enter) to 18 (xsave)
            2  u16   flags          as the table says; undefined bits are 0
            4  u32   payload_bytes  length of the payload without its padding
            8  u32   vcpu_ordinal   index into `vcpus`, from 0
@@ -838,6 +914,8 @@ class PackedEvents(_message.Message):
       13  xfd_sync        -                          -         xfd              -
       14  init            -                          -         -                -
       15  hlt             -                          -         -                -
+      18  xsave           bits 0-7: insn             misalig-  rfbm             memory
+                                                     ned_by
 
     A record that is cut short, out of range or padded with anything but zero refuses the whole message with FIELD_INVALID
     before any of its events is applied; a record well formed but wrong is a rejected event, as if sent as a message.
