@@ -17,7 +17,7 @@ from fpu_core.config import FpuConfig
 from fpu_core.errors import FieldError
 from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.layout import MXCSR_OFFSET
-from fpu_core.tile import INIT_TILE_CONFIG, TILE_BYTES, TileConfig, TileOp, load_tile, parse_tilecfg
+from fpu_core.tile import INIT_TILE_CONFIG, TILE_BYTES, TILECFG_START_ROW, TileConfig, TileOp, load_tile, parse_tilecfg
 from fpu_core.trace import CoreTracer
 from fpu_core.x87 import X87_INIT, x87_registers
 from fpu_core.xfeature import (
@@ -265,6 +265,10 @@ class Cpu:
         fault = self.register_fault(XFEATURE_XTILE_DATA, xcr0)
         if fault is not None:
             return fault
+        if (
+            config.start_row
+        ):  # where an interrupted access goes on; done, it is 0 again. SDM vol. 2, zero_tilecfg_start()
+            self.write_register(XFEATURE_XTILE_CFG, TILECFG_START_ROW, b"\0")
         old = self.read_register(XFEATURE_XTILE_DATA)[tile * TILE_BYTES : (tile + 1) * TILE_BYTES]
         if op is TileOp.TILESTORED:
             return old

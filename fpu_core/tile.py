@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 TILECFG_BYTES: Final = 64
+TILECFG_START_ROW: Final = 1
 TILE_BYTES: Final = 1024
 TILE_ROW_BYTES: Final = 64
 TILE_MAX_ROWS: Final = 16

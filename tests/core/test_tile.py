@@ -103,6 +103,19 @@ def test_tile_beyond_its_shape_is_zero() -> None:
     assert not any(loaded[132:])
 
 
+@pytest.mark.parametrize("op", [op for op in TileOp if op.needs_tile_data])
+def test_an_access_that_is_done_starts_the_next_at_row_0(op: TileOp) -> None:
+    """start_row says where an interrupted access goes on: each instruction that ends sets it to 0.
+
+    Source: SDM vol. 2, TILELOADD, TILESTORED and TILEZERO, zero_tilecfg_start().
+    """
+    cpu = _cpu()
+    cpu.tile_instruction(TileOp.LDTILECFG, 0, tilecfg(start_row=3), _XCR0)
+    memory = bytes(1024) if op is TileOp.TILELOADD else b""
+    assert isinstance(cpu.tile_instruction(op, 0, memory, _XCR0), bytes)
+    assert cpu.tile_instruction(TileOp.STTILECFG, 0, b"", _XCR0) == tilecfg()
+
+
 def test_every_ldtilecfg_zeroes_the_tiles() -> None:
     """LDTILECFG leaves no tile as it was; with palette 0 the configuration is in its init state as well."""
     cpu = _cpu()
