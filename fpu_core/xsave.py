@@ -3,6 +3,10 @@
 All of them see a component whose XFD bit is set as if XINUSE were 0, and a restore of one that XSTATE_BV says is there
 raises #NM. A fault leaves the registers as they were.
 
+The init optimisation is modelled. The modified optimisation is not: XSAVEOPT and XSAVES may leave out a component that
+was loaded from the same image and has not changed since, because the image still holds it. Nobody writes a container
+whose registers are live, so what is left out cannot be told from what is written.
+
 Source: Intel SDM vol. 1, 13.7 (XSAVE), 13.8 (XRSTOR), 13.9 (XSAVEOPT), 13.10 (XSAVEC), 13.11 (XSAVES),
 13.12 (XRSTORS), 13.14 (XFD).
 """
@@ -136,7 +140,7 @@ def _xrstor_fault(cpu: Cpu, image: XsaveImage, rfbm: int, *, supervisor: bool) -
     """What the instruction checks before it changes anything. #GP first, then #NM. SDM vol. 1, 13.8.1 and 13.12."""
     xcomp_bv, bv = image.xcomp_bv, image.xstate_bv
     supported = cpu.xcr0 | (cpu.xss if supervisor else 0)
-    if xcomp_bv & XCOMP_BV_COMPACTED_FORMAT:
+    if xcomp_bv & XCOMP_BV_COMPACTED_FORMAT and (supervisor or cpu.config.caps.XSAVEC):
         layout = xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
         if layout & ~supported or bv & ~layout:
             return Vector.GP

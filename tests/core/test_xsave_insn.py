@@ -152,9 +152,12 @@ def test_memory_that_is_too_short_is_the_callers_mistake() -> None:
 
 
 def test_xsave_without_compaction_is_the_standard_form() -> None:
-    """A processor without XSAVEC still has XSAVE at the same offsets."""
+    """A processor without XSAVEC has XSAVE at the same offsets, and XRSTOR there knows the standard form alone: #GP."""
     cpu, memory = Rig.create(without_compaction()).cpus[1], _memory()
     cpu.write_register(2, 0, b"ymm")
     assert xsave_to_memory(cpu, XsaveInsn.XSAVE, memory, _ALL) is None
     assert memory[576:579] == b"ymm"
     assert int.from_bytes(memory[XCOMP_BV_OFFSET : XCOMP_BV_OFFSET + 8], "little") == 0
+    assert xrstor_from_memory(cpu, memory, _ALL) is None
+    MemoryImage(memory).xcomp_bv = XCOMP_BV_COMPACTED_FORMAT | 0xE7
+    assert xrstor_from_memory(cpu, memory, _ALL) is Vector.GP
