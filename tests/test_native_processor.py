@@ -163,17 +163,17 @@ def _config() -> FpuConfig:
 def test_live_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     """Five hundred random rounds on the running processor and on the model agree; the command is printed."""
     assert main(["live-cpu", "--rounds", "500", "--seed", "7"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "live-cpu: seed 7; python -m tests.differential live-cpu --rounds 500 --seed 7",
-        "live-cpu: 500 rounds, 0 differ",
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "live-cpu: seed 7; python -m tests.differential live-cpu --rounds 500 --seed 7"
+    assert lines[-1] == "live-cpu: 500 rounds, 0 differ"
 
 
 def test_live_rounds_are_not_all_the_same(config: FpuConfig) -> None:
     """The rounds drawn reach what they are for: loads and saves that fault and that do not, in both formats."""
-    images = live_cpu.RoundMaker(config, random.Random(7))
+    helper = live_cpu.build_helper()
+    images = live_cpu.RoundMaker(config, live_cpu.enabled(config, helper), random.Random(7))
     rounds = [images.round() for _ in range(500)]
-    answers = live_cpu.on_processor(live_cpu.build_helper(), rounds)
+    answers = live_cpu.on_processor(helper, rounds)
     assert {answer.load_trap for answer in answers} == {0, Vector.GP}
     assert {answer.save_trap for answer in answers} == {0, Vector.GP}
     assert len({answer.xinuse for answer in answers}) > 8
@@ -193,12 +193,35 @@ def test_live_rounds_are_not_all_the_same(config: FpuConfig) -> None:
 def test_live_cpu_finds_a_wrong_model(config: FpuConfig, silicon: Silicon) -> None:
     """One property the other way round, and rounds differ."""
     wrong = replace(config, silicon=silicon)
-    images = live_cpu.RoundMaker(config, random.Random(7))
+    helper = live_cpu.build_helper()
+    xcr0 = live_cpu.enabled(config, helper)
+    images = live_cpu.RoundMaker(config, xcr0, random.Random(7))
     rounds = [images.round() for _ in range(500)]
     report = Report("live-cpu")
-    for each, theirs in zip(rounds, live_cpu.on_processor(live_cpu.build_helper(), rounds), strict=True):
-        live_cpu.compare(report, str(each), live_cpu.on_model(wrong, each), theirs)
+    for each, theirs in zip(rounds, live_cpu.on_processor(helper, rounds), strict=True):
+        live_cpu.compare(report, str(each), live_cpu.on_model(wrong, xcr0, each), theirs)
     assert report.differences
+
+
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize(("times", "status"), [(1, 0), (2, 1)], ids=["once: an interrupt", "twice: a difference"])
+def test_a_round_that_differs_is_executed_once_more(
+    times: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not repeat was an interrupt in the middle and is said to be one; what does is a difference."""
+    execute, wrong = live_cpu.on_processor, iter([True] * times)
+
+    def sometimes(helper: Path, rounds: list[live_cpu.Round]) -> list[live_cpu.Answer]:
+        answers = execute(helper, rounds)
+        if next(wrong, False):
+            answers[0] = replace(answers[0], xinuse=answers[0].xinuse ^ 4)
+        return answers
+
+    monkeypatch.setattr(live_cpu, "on_processor", sometimes)
+    assert main(["live-cpu", "--rounds", "50", "--seed", "7"]) == status
+    out = capsys.readouterr().out
+    assert ("agreed when they were executed again" in out) == (status == 0)
+    assert out.endswith(f"50 rounds, {status} differ\n")
 
 
 def test_no_compiler_is_a_printed_skip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

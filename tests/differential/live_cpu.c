@@ -3,7 +3,8 @@
  * a time, and say what came of it. live_cpu.py builds it, feeds it and compares.
  *
  *   stdin    one u64, the bytes of an image; then rounds: struct round, and the images base, source and target
- *   stdout   a round each: struct answer, and the target as it is afterwards
+ *   stdout   one u64, XCR0 (0: the kernel has not enabled XSAVE); then a round each: struct answer, and the target as it
+ *            is afterwards
  *
  * All registers are loaded from `base` first, which must be loadable. `source` and `target` may hold anything. An
  * instruction that faults is skipped, and its trap number is in the answer.
@@ -69,8 +70,8 @@ EXECUTE(do_xsaveopt, "xsaveopt64")
 EXECUTE(do_xsavec, "xsavec64")
 EXECUTE(do_fxsave, "fxsave64")
 
-/* XGETBV with ECX = 1: XCR0 & XINUSE; all ones where the processor has no such thing. */
-static uint64_t xinuse(void)
+/* XGETBV: XCR0 for index 0, XCR0 & XINUSE for 1; its fault is in `trap`. */
+static uint64_t xgetbv(uint32_t index)
 {
 	uint32_t low = 0, high = 0;
 	uint64_t scratch;
@@ -78,8 +79,8 @@ static uint64_t xinuse(void)
 	trap = 0;
 	__asm__ volatile("lea 1f(%%rip), %2\n\tmov %2, %3\n\txgetbv\n1:"
 			 : "=a"(low), "=d"(high), "=&r"(scratch), "=m"(resume)
-			 : "c"(1));
-	return trap ? ~0ull : (uint64_t)high << 32 | low;
+			 : "c"(index));
+	return (uint64_t)high << 32 | low;
 }
 
 static uint64_t load(const struct round *round)
@@ -109,7 +110,9 @@ static void execute(const struct round *round, struct answer *answer)
 {
 	do_xrstor(base, ~0ull);
 	answer->load_trap = load(round);
-	answer->xinuse = xinuse();
+	answer->xinuse = xgetbv(1);
+	if (trap)
+		answer->xinuse = ~0ull; /* no such thing here */
 	answer->save_trap = save(round);
 	do_xrstor(init, ~0ull);
 }
@@ -167,13 +170,16 @@ int main(void)
 {
 	struct round round;
 	struct answer answer;
-	uint64_t size;
+	uint64_t size, xcr0;
 	int more;
 
 	if (get(&size, sizeof(size)) != 1 || size < 576 || size > MAX_IMAGE)
 		return complain("live_cpu: expected the bytes of an image, 576..65536, as a u64\n");
 	if (catch_faults())
 		return complain("live_cpu: cannot catch signals\n");
+	xcr0 = xgetbv(0);
+	if (put(&xcr0, sizeof(xcr0)) != 1)
+		return complain("live_cpu: cannot write\n");
 	init[0] = 0x7f, init[1] = 0x03, init[24] = 0x80, init[25] = 0x1f;
 	while ((more = get(&round, sizeof(round))) == 1) {
 		if (round.load > FXRSTOR || round.save > FXSAVE || round.load_shift >= ALIGN || round.save_shift >= ALIGN)
