@@ -194,7 +194,8 @@ class Cpu:
             return self.regs[feature] == X87_INIT
         if feature == XFEATURE_SSE and self.mxcsr != MXCSR_INIT:
             return False
-        return self.regs[feature].count(0) == len(self.regs[feature])
+        raw = self.regs[feature]
+        return raw == bytes(len(raw))
 
     def _writable(self, feature: int) -> bytearray:
         """The component's bytes, at their init values where it was in its init state."""
