@@ -68,6 +68,7 @@ class Fpu:
         "need_load",
         "perm",
         "pkru",
+        "sas_ss_size",
         "task_fpstate",
     )
 
@@ -95,6 +96,8 @@ class Fpu:
         self.is_kthread = False
         #: PKRU is switched with the task, beside the FPU code.
         self.pkru = 0
+        #: Bytes of the thread's alternate signal stack, 0 for none: a signal frame has to fit there.
+        self.sas_ss_size = 0
 
     def __repr__(self) -> str:
         where = f"cpu{self.cpu.nr}" if self.cpu is not None else "off"

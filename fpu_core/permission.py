@@ -7,7 +7,9 @@ Documentation/arch/x86/xstate.rst.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
+from fpu_core.config import FpuConfig
 from fpu_core.errors import Errno
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu, StatePerm
 from fpu_core.xfeature import XFEATURE_MASK_XTILE_DATA, XFEATURE_XTILE_DATA
@@ -47,10 +49,12 @@ def get_permitted(fpu: Fpu, *, guest: bool) -> int:
     return group_perm(fpu, guest=guest).state_perm & fpu.host.config.rules.user_supported
 
 
-def request_permission(fpu: Fpu, feature: int, *, guest: bool) -> Errno:
-    """ARCH_REQ_XCOMP_PERM and _GUEST_PERM for one feature number.
+def request_permission(fpu: Fpu, feature: int, *, guest: bool, threads: Iterable[Fpu] = ()) -> Errno:
+    """ARCH_REQ_XCOMP_PERM and _GUEST_PERM for one feature number. ``threads``: those of the process beside ``fpu``.
 
-    The order of the checks is the kernel's: a permission that is there already is 0 even when the record is locked.
+    The order of the checks is the kernel's: a permission that is there already is 0 even when the record is locked,
+    and ENOSPC, for a thread whose alternate signal stack could not hold the larger frame, comes last and for the
+    process's own permission only.
     """
     config = fpu.host.config
     if not 0 <= feature < config.rules.xfeature_max:
@@ -63,13 +67,24 @@ def request_permission(fpu: Fpu, feature: int, *, guest: bool) -> Errno:
         return Errno.OK
     if guest and perm.state_perm & FPU_GUEST_PERM_LOCKED:
         return Errno.EBUSY
-    _grant(fpu, perm, perm.state_perm | requested)
+    mask = perm.state_perm | requested
+    if not guest and not all(_altstack_holds(config, thread, mask) for thread in (fpu, *threads)):
+        return Errno.ENOSPC
+    _grant(config, perm, mask)
     return Errno.OK
 
 
-def _grant(fpu: Fpu, perm: StatePerm, mask: int) -> None:
+def _altstack_holds(config: FpuConfig, thread: Fpu, mask: int) -> bool:
+    """Whether the signal frame fits once ``mask`` is permitted. Exactly large enough is fine here.
+
+    Source: arch/x86/kernel/fpu/xstate.c, validate_sigaltstack(). sigaltstack(2) itself wants one byte more.
+    """
+    needed = config.max_frame_size - config.user.max_size + config.user_size(mask)
+    return thread.sas_ss_size == 0 or thread.sas_ss_size >= needed
+
+
+def _grant(config: FpuConfig, perm: StatePerm, mask: int) -> None:
     """Store the wider permission; its three fields change together only."""
-    config = fpu.host.config
     perm.state_size = config.kernel_size(mask)
     perm.user_state_size = config.user_size(mask)
     perm.state_perm = mask & config.rules.user_supported if config.rules.perm_loses_supervisor else mask

@@ -31,3 +31,6 @@ class CoreTracer(Protocol):
 
     def pr_err(self, text: str) -> None:
         """The kernel would print an error."""
+
+    def warn(self, condition: str) -> None:
+        """The kernel would WARN: ``condition``, in the kernel's spelling, holds and must not."""

@@ -107,6 +107,10 @@ XFEATURE_MASK_GUEST_SUPERVISOR: Final = XFEATURE_MASK_CET_KERNEL
 XFEATURE_MASK_SUPERVISOR_SUPPORTED: Final = feature_mask(XFEATURE_PASID, XFEATURE_CET_USER, XFEATURE_CET_KERNEL)
 #: Saved and restored by their owners (perf for LBR), never with an fpstate.
 XFEATURE_MASK_INDEPENDENT: Final = XFEATURE_MASK_LBR
+#: Every supervisor bit there may be in XSTATE_BV, supported or not: what a buffer from userspace cannot change.
+XFEATURE_MASK_SUPERVISOR_ALL: Final = (
+    XFEATURE_MASK_SUPERVISOR_SUPPORTED | XFEATURE_MASK_INDEPENDENT | feature_mask(XFEATURE_PT)
+)
 #: The fixed restore mask: everything an fpstate may hold except PKRU.
 XFEATURE_MASK_FPSTATE: Final = XFEATURE_MASK_USER_RESTORE | XFEATURE_MASK_SUPERVISOR_SUPPORTED
 

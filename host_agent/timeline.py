@@ -78,6 +78,10 @@ class HostTimeline:
         """Note an error message of the kernel."""
         self._operations.append((text, "failure"))
 
+    def warn(self, condition: str) -> None:
+        """Note a warning of the kernel."""
+        self._operations.append((f"WARN({condition})", "failure"))
+
     # -- the machine's hook --------------------------------------------------------------------------------------------
 
     def applied(self, _now_ns: int, command: c.Command, reply: object) -> None:

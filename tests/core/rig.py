@@ -132,6 +132,10 @@ class Lines:
         """Note what the kernel prints."""
         self.lines.append(text)
 
+    def warn(self, condition: str) -> None:
+        """Note what the kernel warns of."""
+        self.lines.append(f"WARN({condition})")
+
 
 def _whose(fpstate: Fpstate) -> str:
     return f"{'guest' if fpstate.is_guest else 'task'}:{fpstate.size}"

@@ -6,6 +6,7 @@ kernel leaves XSTATE_BV bits set under XFD in a guest image that is the truth in
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from fpu_core.guest import (
     sync_guest_vmexit_xfd_state,
     update_guest_xfd,
 )
+from fpu_core.layout import MXCSR_OFFSET, XSTATE_BV_OFFSET
 from fpu_core.permission import XcompOp, get_permitted, get_supported, request_permission
 from fpu_core.realloc import ReallocFailed
 from fpu_core.rules import KERNEL_6_12
@@ -34,6 +36,7 @@ from fpu_core.sched import switch_fpu_return, switch_to
 from fpu_core.silicon import SDM
 from fpu_core.swap import swap_in, swap_out
 from fpu_core.task import xfd_enable_feature
+from fpu_core.uabi import fpu_copy_guest_fpstate_to_uabi, fpu_copy_uabi_to_guest_fpstate
 from fpu_core.xfeature import for_each_set_bit
 from tests.differential.layouts import profile_of_row
 from tests.differential.report import Report, load_rows
@@ -50,6 +53,12 @@ _SAVE_FLAGS: tuple[dict[str, bool], ...] = (
     {"XSAVES": False, "XSAVEC": False},
     {"XSAVES": False, "XSAVEC": False, "XSAVEOPT": False},
 )
+
+
+#: Room for every component of every processor.
+_UABI_BYTES = 16384
+#: PKRU of the vCPU before each ``fromui``, by the data's convention.
+_PKRU_BEFORE = 0x55555555
 
 
 class NotModelledError(Exception):
@@ -101,6 +110,10 @@ class RecordingTracer:
         """The kernel prints an error; the data has no text for it."""
         self.lines.append("pr_err")
 
+    def warn(self, condition: str) -> None:
+        """The kernel warns."""
+        self.lines.append(f"WARN({condition})")
+
 
 @dataclass
 class World:
@@ -141,6 +154,9 @@ class World:
             "nm": world._nm,
             "prctl": world._prctl,
             "failnext": world._failnext,
+            "altstack": world._altstack,
+            "toui": world._toui,
+            "fromui": world._fromui,
         }
         return world
 
@@ -222,6 +238,25 @@ class World:
         self.fail_next = True
         return 0
 
+    def _altstack(self, args: list[str]) -> int:
+        self.fpu.sas_ss_size = int(args[0])  # the one decimal argument
+        return 0
+
+    def _toui(self, args: list[str]) -> int:
+        buf = fpu_copy_guest_fpstate_to_uabi(self.host, self.guest, _UABI_BYTES, int(args[0], 16), _PKRU_BEFORE)
+        self.out = hex(int.from_bytes(buf[XSTATE_BV_OFFSET : XSTATE_BV_OFFSET + 8], "little"))
+        return 0
+
+    def _fromui(self, args: list[str]) -> int:
+        bv, xcr0, mxcsr, xcomp_bv = (int(arg, 16) for arg in args)
+        buf = bytearray(_UABI_BYTES)
+        struct.pack_into("<I", buf, MXCSR_OFFSET, mxcsr)
+        struct.pack_into("<QQ", buf, XSTATE_BV_OFFSET, bv, xcomp_bv)
+        result = fpu_copy_uabi_to_guest_fpstate(self.host, self.guest, bytes(buf), xcr0)
+        pkru = _PKRU_BEFORE if isinstance(result, Errno) or result.pkru is None else result.pkru
+        self.out = hex(pkru)
+        return -result if isinstance(result, Errno) else 0
+
     def snapshot(self, ret: int) -> dict[str, object]:
         """The world in the form of a recorded step."""
         fpu, cpu = self.fpu, self.cpu
@@ -271,7 +306,7 @@ def _compare_row(report: Report, row: dict[str, Any]) -> int:
     hidden = 0  # the bits that bug B46 leaves in the data, kept to the end of the row
     for number, (op, theirs) in enumerate(zip(row["ops"], row["steps"], strict=True)):
         where = f"{row['cpu']}, {row['name']!r}, step {number} ({op})"
-        ours = world.snapshot(world.run(op))
+        ours = world.snapshot(world.run(op)) | {"op": theirs["op"]}
         hidden |= _left_behind(theirs)
         for key in theirs.keys() | ours.keys():
             if key in ("op", "arg"):
@@ -296,6 +331,8 @@ def _without(step: dict[str, Any], key: str, hidden: int) -> object:
         return value | {"xstate_bv": hex(int(value["xstate_bv"], 16) & ~hidden)}
     guest = step.get("guest.fpstate")
     if key == "hw_inuse" and guest and guest["in_use"]:
+        return hex(int(value, 16) & ~hidden)
+    if key == "out" and step["op"] == "toui":
         return hex(int(value, 16) & ~hidden)
     if key == "trace":
         return [line for line in value if line != "#NM_IN_KERNEL"]

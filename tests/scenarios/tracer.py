@@ -42,6 +42,10 @@ class LaneTracer:
         """What the kernel would log."""
         self._lanes.inner(f"pr_err: {text}")
 
+    def warn(self, condition: str) -> None:
+        """What the kernel would warn of."""
+        self._lanes.inner(f"WARN({condition})")
+
     def _operation(self, name: str, arrow: str, fpstate: Fpstate, rfbm: int) -> None:
         owner = self._owner_of(fpstate) or "a new container"
         self._lanes.inner(f"{name:<8} {arrow} {owner}, {fpstate.size} B", f"rfbm={rfbm:#x}")
