@@ -11,6 +11,7 @@ from typing import Final
 
 from fpu_core.xfeature import (
     XFEATURE_MASK_APX,
+    XFEATURE_MASK_CET,
     XFEATURE_MASK_GUEST_SUPERVISOR,
     XFEATURE_MASK_SUPERVISOR_SUPPORTED,
     XFEATURE_MASK_USER_SUPPORTED,
@@ -33,6 +34,11 @@ class KernelRules:
     perm_loses_supervisor: bool
     #: struct fpu_guest still has its own copy of the permission (dropped in 2025, "Drop @perm from guest pseudo FPU").
     guest_keeps_perm: bool
+    #: KVM_SUPPORTED_XSS: what a guest may have in IA32_XSS at all. Nothing until 6.18 brought guests CET.
+    kvm_supported_xss: int
+    #: Userspace may set a guest's XSS whatever its CPUID says. Later it needs XSAVES there, as the guest does.
+    #: Source: arch/x86/kvm/x86.c, kvm_set_msr_common(), the guest CET series of 6.18.
+    host_sets_xss_without_cpuid: bool
 
 
 KERNEL_6_18: Final = KernelRules(
@@ -43,6 +49,8 @@ KERNEL_6_18: Final = KernelRules(
     guest_supervisor=XFEATURE_MASK_GUEST_SUPERVISOR,
     perm_loses_supervisor=False,
     guest_keeps_perm=False,
+    kvm_supported_xss=XFEATURE_MASK_CET,
+    host_sets_xss_without_cpuid=False,
 )
 KERNEL_6_12: Final = KernelRules(
     name="6.12",
@@ -52,5 +60,7 @@ KERNEL_6_12: Final = KernelRules(
     guest_supervisor=0,
     perm_loses_supervisor=True,
     guest_keeps_perm=True,
+    kvm_supported_xss=0,
+    host_sets_xss_without_cpuid=True,
 )
 KERNEL_RULES: Final[dict[str, KernelRules]] = {rules.name: rules for rules in (KERNEL_6_18, KERNEL_6_12)}

@@ -87,6 +87,7 @@ XFEATURE_MASK_APX: Final = 1 << XFEATURE_APX
 XFEATURE_MASK_FPSSE: Final = feature_mask(XFEATURE_FP, XFEATURE_SSE)
 XFEATURE_MASK_AVX512: Final = feature_mask(XFEATURE_OPMASK, XFEATURE_ZMM_Hi256, XFEATURE_Hi16_ZMM)
 XFEATURE_MASK_XTILE: Final = feature_mask(XFEATURE_XTILE_CFG, XFEATURE_XTILE_DATA)
+XFEATURE_MASK_CET: Final = feature_mask(XFEATURE_CET_USER, XFEATURE_CET_KERNEL)
 
 #: User features the kernel supports; a kernel_rules profile may know fewer (rules.py).
 XFEATURE_MASK_USER_SUPPORTED: Final = (
@@ -119,3 +120,4 @@ XCOMP_BV_COMPACTED_FORMAT: Final = 1 << 63
 
 MSR_IA32_XFD: Final = 0x1C4
 MSR_IA32_XFD_ERR: Final = 0x1C5
+MSR_IA32_XSS: Final = 0xDA0

@@ -58,7 +58,8 @@ def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
 
 
 def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
-    yield from (vcpu.index, vcpu.state.name, vcpu.xcr0, vcpu.guest_supported_xcr0, vcpu.pkru, vcpu.incarnation)
+    yield from (vcpu.index, vcpu.state.name, vcpu.incarnation)
+    yield from (vcpu.xcr0, vcpu.xss, vcpu.guest_supported_xcr0, vcpu.pkru)
     yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
     yield _fpstate(vcpu.guest.fpstate)
     # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.

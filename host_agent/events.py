@@ -42,7 +42,7 @@ class Xsetbv:
 
 @dataclass(frozen=True, slots=True)
 class Wrmsr:
-    """WRMSR of IA32_XFD (0x1c4) or IA32_XFD_ERR (0x1c5)."""
+    """WRMSR of IA32_XFD (0x1c4), IA32_XFD_ERR (0x1c5) or IA32_XSS (0xda0)."""
 
     msr: int
     value: int
@@ -50,7 +50,7 @@ class Wrmsr:
 
 @dataclass(frozen=True, slots=True)
 class Rdmsr:
-    """RDMSR of IA32_XFD or IA32_XFD_ERR."""
+    """RDMSR of IA32_XFD, IA32_XFD_ERR or IA32_XSS."""
 
     msr: int
 

@@ -79,5 +79,5 @@ def vcpu_etag(vcpu: Vcpu) -> str:
     side = vcpu.agent
     seq = side.next_seq if isinstance(side, VcpuSide) else 1
     fpstate = vcpu.fpstate
-    seen = (vcpu.state.name, vcpu.xcr0, fpstate.xfd, vcpu.guest.xfd_err, fpstate.size, vcpu.incarnation, seq)
+    seen = (vcpu.state.name, vcpu.xcr0, vcpu.xss, fpstate.xfd, vcpu.guest.xfd_err, fpstate.size, vcpu.incarnation, seq)
     return '"' + hashlib.sha256(repr(seen).encode()).hexdigest()[:16] + '"'

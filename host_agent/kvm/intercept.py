@@ -12,13 +12,14 @@ from fpu_core.cpu import Vector
 from fpu_core.errors import FieldError
 from fpu_core.guest import sync_guest_vmexit_xfd_state
 from fpu_core.tile import TileOp
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_MASK_USER_DYNAMIC
 from fpu_core.xsave_insn import XsaveInsn, xrstor_from_memory, xsave_to_memory
 from host_agent.kvm.growth import needs_action, update_intercepts
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, Trigger, gp
 from host_agent.kvm.run import guest_window
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcr0 import xcr0_error
+from host_agent.kvm.xss import xss_error, xss_unsupported
 
 
 class XfdSyncNeedsGrowthError(Exception):
@@ -41,7 +42,9 @@ def handle_xsetbv(vcpu: Vcpu, *, index: int, value: int, cpl: int = 0) -> Interc
 
 
 def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
-    """WRMSR of XFD or XFD_ERR. XFD does not depend on XCR0: it may be armed before the feature is enabled."""
+    """WRMSR of XFD, XFD_ERR or XSS. XFD does not depend on XCR0: it may be armed before the feature is enabled."""
+    if msr == MSR_IA32_XSS:
+        return _write_xss(vcpu, value)
     refused = _xfd_msr_refused(vcpu, msr)
     if refused is not None:
         return refused
@@ -54,16 +57,28 @@ def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
 
 
 def handle_rdmsr(vcpu: Vcpu, *, msr: int) -> Intercepted:
-    """RDMSR of XFD or XFD_ERR, from where their truth is."""
+    """RDMSR of XFD, XFD_ERR or XSS, from where their truth is."""
+    if msr == MSR_IA32_XSS:
+        unsupported = xss_unsupported(vcpu, host_initiated=False)
+        return gp(unsupported) if unsupported else Done(value=vcpu.xss)
     refused = _xfd_msr_refused(vcpu, msr)
     if refused is not None:
         return refused
     return Done(value=vcpu.fpstate.xfd if msr == MSR_IA32_XFD else vcpu.guest.xfd_err)
 
 
+def _write_xss(vcpu: Vcpu, value: int) -> Done | Inject:
+    error = xss_error(vcpu, value, host_initiated=False)
+    if error is not None:
+        return gp(f"XSS: {error}")
+    vcpu.xss = value
+    return Done()
+
+
 def _xfd_msr_refused(vcpu: Vcpu, msr: int) -> Inject | None:
     if msr not in (MSR_IA32_XFD, MSR_IA32_XFD_ERR):
-        raise FieldError("msr", f"{MSR_IA32_XFD:#x} (XFD) or {MSR_IA32_XFD_ERR:#x} (XFD_ERR)", hex(msr))
+        known = f"{MSR_IA32_XFD:#x} (XFD), {MSR_IA32_XFD_ERR:#x} (XFD_ERR) or {MSR_IA32_XSS:#x} (XSS)"
+        raise FieldError("msr", known, hex(msr))
     return None if vcpu.has_xfd else gp("the guest's CPUID has no XFD")
 
 

@@ -1,7 +1,7 @@
 """KVM_RUN: entering, leaving, and the window in which guest code executes.
 
     vcpu_enter   kvm_load_guest_fpu(): swap in
-      guest_window   XCR0, PKRU and XFD_ERR are the guest's for as long as it executes
+      guest_window   XCR0, XSS, PKRU and XFD_ERR are the guest's for as long as it executes
     vcpu_leave   kvm_put_guest_fpu(): swap out, where a pending growth is honoured
 
 Source: arch/x86/kvm/x86.c, vcpu_enter_guest(), kvm_load_guest_xsave_state(), kvm_load_guest_fpu().
@@ -62,7 +62,7 @@ def _runner(vcpu: Vcpu) -> Fpu:
 
 @contextmanager
 def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
-    """The guest executes: its XCR0, PKRU and XFD_ERR are in the registers, and the host's are back afterwards.
+    """The guest executes: its XCR0, XSS, PKRU and XFD_ERR are in the registers, and the host's are back afterwards.
 
     Order as in KVM: before entry, load the registers if they are not ours, then XFD_ERR if it is not zero. After the
     exit, XFD_ERR is read only for an #NM that XFD caused, and zero is written back before anybody else can look.
@@ -70,8 +70,10 @@ def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
     fpu = _runner(vcpu)
     cpu = running_cpu(fpu)
     switch_fpu_return(fpu)
-    host_xcr0, host_pkru = cpu.xcr0, read_pkru(cpu)
+    host_xcr0, host_xss, host_pkru = cpu.xcr0, cpu.xss, read_pkru(cpu)
     cpu.xcr0 = vcpu.xcr0
+    if vcpu.has_xsaves:
+        cpu.xss = vcpu.xss
     write_pkru(cpu, vcpu.pkru)
     if vcpu.guest.xfd_err:
         cpu.xfd_err = vcpu.guest.xfd_err
@@ -82,6 +84,6 @@ def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
             vcpu.guest.xfd_err = cpu.xfd_err
         if vcpu.guest.xfd_err:
             cpu.xfd_err = 0
-        cpu.xcr0 = host_xcr0
+        cpu.xcr0, cpu.xss = host_xcr0, host_xss
         vcpu.pkru = read_pkru(cpu)
         write_pkru(cpu, host_pkru)

@@ -19,6 +19,7 @@ from fpu_core.xfeature import (
     XFEATURE_MASK_AVX512,
     XFEATURE_MASK_BNDCSR,
     XFEATURE_MASK_BNDREGS,
+    XFEATURE_MASK_CET,
     XFEATURE_MASK_FP,
     XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_PKRU,
@@ -80,6 +81,16 @@ class KvmVm:
         return self.host.config.user.max_features & KVM_SUPPORTED_XCR0
 
     @property
+    def supported_xss(self) -> int:
+        """kvm_caps.supported_xss: CET, both halves of it or none, where the host has XSAVES and saves it.
+
+        Source: arch/x86/kvm/x86.c, kvm_setup_xss_caps().
+        """
+        config = self.host.config
+        supported = config.kernel.max_features & config.rules.kvm_supported_xss
+        return supported if config.caps.XSAVES and supported & XFEATURE_MASK_CET == XFEATURE_MASK_CET else 0
+
+    @property
     def permitted_xcr0(self) -> int:
         """What of it the process may use now. Source: cpuid.c, kvm_get_filtered_xcr0(): 17 goes where 18 may not."""
         permitted = self.supported_xcr0 & ~XFEATURE_MASK_USER_DYNAMIC
@@ -106,6 +117,7 @@ class Vcpu:
         "vm",
         "xcr0",
         "xfd_passthrough",
+        "xss",
     )
 
     def __init__(self, vm: KvmVm, index: int, serial: int = 0) -> None:
@@ -118,6 +130,8 @@ class Vcpu:
         self.fpu: Fpu | None = None
         self.state = VcpuState.OUTSIDE
         self.xcr0 = XFEATURE_MASK_FP
+        #: IA32_XSS. RESET clears it, INIT keeps it.
+        self.xss = 0
         #: What the guest's CPUID lets it put into XCR0, bit 0 aside.
         self.guest_supported_xcr0 = vm.guest_supported_xcr0
         self.pkru = 0
@@ -139,6 +153,16 @@ class Vcpu:
     def has_xfd(self) -> bool:
         """Whether the guest's CPUID has XFD (0xD.1 EAX[4])."""
         return self.vm.host.config.caps.XFD
+
+    @property
+    def has_xsaves(self) -> bool:
+        """Whether the guest's CPUID has XSAVES (0xD.1 EAX[3])."""
+        return self.vm.host.config.caps.XSAVES
+
+    @property
+    def guest_supported_xss(self) -> int:
+        """What the guest's CPUID lets it put into XSS."""
+        return self.vm.supported_xss
 
     @property
     def xfd_allowed(self) -> int:
@@ -171,12 +195,13 @@ def destroy_vcpu(vcpu: Vcpu) -> None:
 
 
 def reset_vcpu(vcpu: Vcpu) -> None:
-    """RESET: XCR0 = 1, XFD = 0, registers in their init state; the container keeps its size.
+    """RESET: XCR0 = 1, XSS = 0, XFD = 0, registers in their init state; the container keeps its size.
 
     Interception is not re-armed: it never is. Source: x86.c, kvm_vcpu_reset() and kvm_xstate_reset().
     """
     vcpu.move(VcpuEvent.RESET)
     vcpu.xcr0 = XFEATURE_MASK_FP
+    vcpu.xss = 0
     vcpu.guest.xfd_err = 0
     vcpu.pkru = 0
     # Not by XSTATE_BV alone: FXRSTOR loads x87 and SSE, and a standard-format XRSTOR loads MXCSR, whatever it says.

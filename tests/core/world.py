@@ -23,6 +23,7 @@ from fpu_core.invariants import INVARIANTS, CoreView, Invariant, PermissionHisto
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.permission import request_permission
 from fpu_core.realloc import Reallocated
+from fpu_core.rules import KERNEL_6_18, KernelRules
 from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, read_pkru, switch_fpu_return, switch_to
 from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
 from fpu_core.tile import TileOp, load_tile, parse_tilecfg
@@ -109,9 +110,9 @@ class World:
         self.permissions = PermissionHistory(self.config.rules.perm_loses_supervisor, self.config.rules.user_supported)
 
     @classmethod
-    def create(cls, profile: str = "sapphire-rapids") -> World:
+    def create(cls, profile: str = "sapphire-rapids", *, rules: KernelRules = KERNEL_6_18) -> World:
         """Two processes of two threads each; nobody runs."""
-        world = cls(boot(builtin_profile(profile)))
+        world = cls(boot(builtin_profile(profile), rules))
         for name in PROCESSES:
             account = Account(f"vms/{name}", world.allocator.host)
             leader = world.add_task(Fpu(world.host, f"{name}/main", account=account))

@@ -7,7 +7,7 @@ from typing import Final
 
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILE_MAX_ROWS, TILE_ROW_BYTES, TILECFG_BYTES, TileOp
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_FP, XFEATURE_NAMES, format_mask
+from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_FP, XFEATURE_NAMES, format_mask
 from fpu_core.xsave_insn import MemoryImage, XsaveInsn
 from host_agent.commands import SubmitBatch
 from host_agent.events import (
@@ -38,7 +38,7 @@ from tests.scenarios.world import World
 #: Room for every component in either format.
 _MEMORY_BYTES: Final = 12288
 
-MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR}
+MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR, "XSS": MSR_IA32_XSS}
 
 
 def guest(world: World, words: Words) -> None:

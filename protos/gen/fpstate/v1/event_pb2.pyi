@@ -177,11 +177,11 @@ class GuestEvent(_message.Message):
 
     @_builtins.property
     def wrmsr(self) -> Global___Wrmsr:
-        """The guest executed WRMSR on IA32_XFD or IA32_XFD_ERR."""
+        """The guest executed WRMSR on IA32_XFD, IA32_XFD_ERR or IA32_XSS."""
 
     @_builtins.property
     def rdmsr(self) -> Global___Rdmsr:
-        """The guest executed RDMSR on IA32_XFD or IA32_XFD_ERR."""
+        """The guest executed RDMSR on IA32_XFD, IA32_XFD_ERR or IA32_XSS."""
 
     @_builtins.property
     def nm(self) -> Global___Nm:
@@ -347,7 +347,7 @@ class Wrmsr(_message.Message):
     MSR_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     msr: _builtins.int
-    """ECX: 0x1C4 (IA32_XFD) or 0x1C5 (IA32_XFD_ERR); any other number is rejected."""
+    """ECX: 0x1C4 (IA32_XFD), 0x1C5 (IA32_XFD_ERR) or 0xDA0 (IA32_XSS); any other number is rejected."""
     value: _builtins.int
     """EDX:EAX: the value to write."""
     def __init__(
@@ -372,7 +372,7 @@ class Rdmsr(_message.Message):
 
     MSR_FIELD_NUMBER: _builtins.int
     msr: _builtins.int
-    """ECX: 0x1C4 (IA32_XFD) or 0x1C5 (IA32_XFD_ERR); any other number is rejected."""
+    """ECX: 0x1C4 (IA32_XFD), 0x1C5 (IA32_XFD_ERR) or 0xDA0 (IA32_XSS); any other number is rejected."""
     def __init__(
         self,
         *,
