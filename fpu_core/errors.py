@@ -16,6 +16,7 @@ class Errno(enum.IntEnum):
 
     OK = 0
     EPERM = errno.EPERM
+    E2BIG = errno.E2BIG
     ENOMEM = errno.ENOMEM
     EFAULT = errno.EFAULT
     EBUSY = errno.EBUSY

@@ -101,6 +101,13 @@ def fpstate_init_layout(fpstate: Fpstate, config: FpuConfig) -> None:
     fpstate.xcomp_bv = shared_mask(fpstate.xfeatures | XCOMP_BV_COMPACTED_FORMAT) if config.compacted else 0
 
 
+def image_offsets(fpstate: Fpstate, config: FpuConfig) -> dict[int, int]:
+    """Return where each component lies in the image: asked of its own XCOMP_BV, never of a global table (bug B8)."""
+    if fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT:
+        return config.table.offsets(fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT, compacted=True)
+    return config.table.offsets(fpstate.xfeatures, compacted=False)
+
+
 _MASKS: dict[int, int] = {}
 
 

@@ -1,8 +1,8 @@
 """Growing a container: allocate, describe, move, publish, free. The only line that can fail is the first.
 
 One function serves the guest's swap (the founding mail), the host task's own #NM, and mainline's growth when userspace
-sets CPUID. Image bytes are never copied from the old container to the new one, because their layouts differ: the
-registers carry the state across.
+sets CPUID. An image is never copied as a whole, because the layouts differ: the registers carry the state across, and
+where there are none, component after component is moved.
 
 Source: arch/x86/kernel/fpu/xstate.c, fpstate_realloc() and __xfd_enable_feature(); order as the founding mail wants it.
 """
@@ -17,12 +17,14 @@ from fpu_core.alloc import (
     AllocFailure,
     AllocFailureCause,
 )
+from fpu_core.config import FpuConfig
 from fpu_core.context import fpregs_restore_userregs, running_cpu
 from fpu_core.errors import Errno, core_assert
-from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, fpstate_init_layout, shared_mask
+from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, fpstate_init_layout, image_offsets, shared_mask
 from fpu_core.fpu import Fpu, FpuGuest, StatePerm
+from fpu_core.layout import FXSAVE_SIZE_BYTES
 from fpu_core.permission import group_perm
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_USER_DYNAMIC, for_each_set_bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,33 @@ def replace_guest_fpstate(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Realloca
         guest.xfeatures = shared_mask(guest.xfeatures | xfeatures)
         guest.uabi_size = perm.user_state_size
     return result
+
+
+def realloc_guest_image(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Reallocated | ReallocFailed:
+    """Grow the container of a vCPU that is not loaded, and keep what its image holds.
+
+    No registers carry the state across here, so each component is copied from where the old layout has it to where the
+    new one has. fpstate_realloc() itself drops a parked image, for it never meets one that is not empty: in mainline
+    growth comes before the first run. A restore that grows may come after one that has loaded registers.
+    """
+    old = guest.fpstate
+    core_assert(old is not None and not old.in_use, f"{old} is carried over in memory while its registers are live")
+    result = replace_guest_fpstate(fpu, guest, xfeatures)
+    new = guest.fpstate
+    if isinstance(result, Reallocated) and old is not None and new is not None:
+        _carry_image(fpu.host.config, old, new)
+        free_replaced(fpu, old)
+    return result
+
+
+def _carry_image(config: FpuConfig, old: Fpstate, new: Fpstate) -> None:
+    """The legacy region whole, for MXCSR counts there whatever XSTATE_BV says; then the components XSTATE_BV has."""
+    new.regs[:FXSAVE_SIZE_BYTES] = old.regs[:FXSAVE_SIZE_BYTES]
+    source, target = image_offsets(old, config), image_offsets(new, config)
+    for nr in for_each_set_bit(old.xstate_bv & ~XFEATURE_MASK_FPSSE):
+        length = config.table.size_bytes(nr)
+        new.regs[target[nr] : target[nr] + length] = old.regs[source[nr] : source[nr] + length]
+    new.xstate_bv = old.xstate_bv
 
 
 def realloc_task_fpstate(fpu: Fpu, xfeatures: int) -> Reallocated | ReallocFailed:

@@ -22,7 +22,7 @@ from typing import Final
 
 from fpu_core.config import FpuConfig
 from fpu_core.errors import Errno, core_assert
-from fpu_core.fpstate import FCW_INIT, MXCSR_INIT, Fpstate
+from fpu_core.fpstate import FCW_INIT, MXCSR_INIT, Fpstate, image_offsets
 from fpu_core.fpu import FpuGuest, FpuHost
 from fpu_core.guest import guest_container
 from fpu_core.layout import (
@@ -34,7 +34,6 @@ from fpu_core.layout import (
     XSTATE_BV_OFFSET,
 )
 from fpu_core.xfeature import (
-    XCOMP_BV_COMPACTED_FORMAT,
     XFEATURE_MASK_FP,
     XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_PKRU,
@@ -73,7 +72,7 @@ def copy_xstate_to_uabi(config: FpuConfig, fpstate: Fpstate, size: int, xfeature
     _put_legacy(config, fpstate, bv, out)
     _U64.pack_into(out, SW_RESERVED_OFFSET, config.user.max_features)
     _U64.pack_into(out, XSTATE_BV_OFFSET, bv)
-    image = _image_offsets(config, fpstate)
+    image = image_offsets(fpstate, config)
     for nr in for_each_set_bit(bv & ~XFEATURE_MASK_FPSSE):
         length = table.size_bytes(nr)
         raw = _pkru_state(pkru, length) if nr == XFEATURE_PKRU else fpstate.regs[image[nr] : image[nr] + length]
@@ -143,7 +142,7 @@ def copy_uabi_to_xstate(config: FpuConfig, fpstate: Fpstate, buf: bytes) -> Impo
     if bv & _SSE_YMM and not bv & XFEATURE_MASK_FP:
         fpstate.regs[MXCSR_OFFSET:_ST_SPACE_OFFSET] = buf[MXCSR_OFFSET:_ST_SPACE_OFFSET]
     standard = config.table.offsets(bv, compacted=False)
-    image = _image_offsets(config, fpstate)
+    image = image_offsets(fpstate, config)
     for nr in for_each_set_bit(bv):
         length = config.table.size_bytes(nr)
         fpstate.regs[image[nr] : image[nr] + length] = buf[standard[nr] : standard[nr] + length]
@@ -181,8 +180,7 @@ def fpu_copy_uabi_to_guest_fpstate(host: FpuHost, guest: FpuGuest, buf: bytes, x
     core_assert(not fpstate.in_use, f"{fpstate} is written while its registers are on a CPU")
     errno = guest_uabi_error(config, buf, xcr0, fpstate.user_xfeatures, fpstate.xfd)
     if errno is not Errno.OK:
-        if host.tracer is not None and _warns(config, buf, xcr0, fpstate.xfd):
-            host.tracer.warn("ustate->xsave.header.xfeatures & kstate->xfd")
+        _warn_of_xfd(host, fpstate, buf, xcr0)
         return errno
     if config.xsave:
         return copy_uabi_to_xstate(config, fpstate, buf)
@@ -202,22 +200,16 @@ def guest_uabi_error(config: FpuConfig, buf: bytes, xcr0: int, user_xfeatures: i
     return uabi_error(config, buf, user_xfeatures)
 
 
-def _warns(config: FpuConfig, buf: bytes, xcr0: int, xfd: int) -> bool:
-    """Whether it was XFD, which comes behind XCR0, that the buffer was refused for."""
-    if not config.xsave or len(buf) < XSAVE_EXTENDED_OFFSET:
-        return False
+def _warn_of_xfd(host: FpuHost, fpstate: Fpstate, buf: bytes, xcr0: int) -> None:
+    """Where it was XFD, which is asked after XCR0, that the buffer was refused for, the kernel warns."""
+    if host.tracer is None or not host.config.xsave or len(buf) < XSAVE_EXTENDED_OFFSET:
+        return
     (bv,) = _U64.unpack_from(buf, XSTATE_BV_OFFSET)
-    return not bv & ~xcr0 and bool(bv & xfd)
+    if bv & fpstate.xfd and not bv & ~xcr0:
+        host.tracer.warn("ustate->xsave.header.xfeatures & kstate->xfd")
 
 
 # -- both ways ---------------------------------------------------------------------------------------------------------
-
-
-def _image_offsets(config: FpuConfig, fpstate: Fpstate) -> dict[int, int]:
-    """Where components lie in the kernel's image: asked of that image's own XCOMP_BV (bug B8)."""
-    if fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT:
-        return config.table.offsets(fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT, compacted=True)
-    return config.table.offsets(fpstate.xfeatures, compacted=False)
 
 
 def _end_of(config: FpuConfig, bv: int) -> int:

@@ -15,13 +15,17 @@ from host_agent.exits import Decision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateVm:
-    """A VM on a processor: ``profile`` names a built-in one, or ``cpuid_dump`` holds another in ``cpuid -r`` form."""
+    """A VM on a processor: ``profile`` names a built-in one, or ``cpuid_dump`` holds another in ``cpuid -r`` form.
+
+    ``has_protected_state``: the VM type that answers EINVAL where userspace asks for a confidential vCPU's state.
+    """
 
     vm_id: str
     profile: str = ""
     cpuid_dump: str = ""
     kernel_rules: str = ""
     allocation_policy: str = "on_swap"
+    has_protected_state: bool = False
     byte_limit: int | None = None
     owner_pid: int = 0
     owner_name: str = ""
@@ -96,6 +100,34 @@ class DeleteVcpu:
     """Remove a vCPU; if it is in the guest it leaves first."""
 
     vcpu: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetXsave:
+    """KVM_SET_XSAVE: the registers of a vCPU in the user format, as KVM_GET_XSAVE2 gives them."""
+
+    vcpu: str
+    xsave: bytes
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetXcrs:
+    """KVM_SET_XCRS: (number, value) of each extended control register."""
+
+    vcpu: str
+    xcrs: tuple[tuple[int, int], ...]
+    flags: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMsrs:
+    """KVM_SET_MSRS: (number, value) of each model-specific register, in order."""
+
+    vcpu: str
+    entries: tuple[tuple[int, int], ...]
     request_id: str = ""
 
 
@@ -311,6 +343,9 @@ Command = (
     | SetCpuid
     | CreateVcpu
     | DeleteVcpu
+    | SetXsave
+    | SetXcrs
+    | SetMsrs
     | CreateTask
     | CloneTask
     | ExecTask

@@ -49,7 +49,7 @@ def describe(state: HostState) -> Iterator[str]:
 
 def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
-    yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump)
+    yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump, vm.kvm.has_protected_state)
     yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid_xcr0)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))

@@ -13,7 +13,7 @@ from fpu_core.errors import CoreBug, FieldError
 from fpu_core.invariants import check_core
 from fpu_core.trace import CoreTracer
 from host_agent import commands as c
-from host_agent import control, decisions, faults, sessions, tasks, vcpus, vms
+from host_agent import control, decisions, faults, sessions, tasks, vcpu_state, vcpus, vms
 from host_agent.digest import digest
 from host_agent.effects import Drained, Effect
 from host_agent.errors import Reason, Refused, invalid
@@ -46,6 +46,9 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     c.SetCpuid: vms.set_cpuid,
     c.CreateVcpu: vcpus.create,
     c.DeleteVcpu: vcpus.delete,
+    c.SetXsave: vcpu_state.set_xsave,
+    c.SetXcrs: vcpu_state.set_xcrs,
+    c.SetMsrs: vcpu_state.set_msrs,
     c.CreateTask: tasks.create_task,
     c.CloneTask: tasks.clone,
     c.ExecTask: vms.execute,

@@ -50,7 +50,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         kernel_rules=platform.host.config.rules.name,
         allocation_policy=command.allocation_policy,
         platform=platform,
-        kvm=KvmVm(platform.host, account, leader, execute_write),
+        kvm=KvmVm(platform.host, account, leader, execute_write, has_protected_state=command.has_protected_state),
         owner_pid=command.owner_pid,
         owner_name=command.owner_name,
         labels=dict(command.labels),

@@ -63,6 +63,9 @@ class KvmVm:
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
     #: What a guest may enable by its CPUID: one int that every vCPU of the VM shares.
     guest_supported_xcr0: int = 0
+    #: The VM type keeps its confidential vCPUs' state from userspace and says so (EINVAL): newer SEV-ES, SNP, TDX.
+    #: Without it a confidential vCPU reads as zeros and takes every write in silence: KVM_SEV_ES_INIT, the older way.
+    has_protected_state: bool = False
 
     def __post_init__(self) -> None:
         self.set_cpuid(self.cpuid_xcr0)

@@ -96,6 +96,8 @@ _ERRNO_CODES: Final = {
     errno.ENOMEM: _S.RESOURCE_EXHAUSTED,
     errno.EFAULT: _S.RESOURCE_EXHAUSTED,
 }
+#: Of these calls EFAULT says that the caller's buffer is too short, not that memory is.
+_READS_A_BUFFER: Final = ("KVM_SET_XSAVE",)
 
 #: Where repeating the same call later can help, and after how long, in milliseconds. CONTROL_HELD knows it exactly.
 _RETRY_MS: Final = {
@@ -132,7 +134,10 @@ class Failure(Exception):  # noqa: N818 -- a refusal, as the machine's ``Refused
     def code(self) -> StatusCode:
         """The status code of the table, or of the errno."""
         if self.reason == "KVM_ERRNO":
-            return _ERRNO_CODES.get(int(self.metadata.get("errno", "0")), CODES["KVM_ERRNO"])
+            number = int(self.metadata.get("errno", "0"))
+            if number == errno.EFAULT and self.metadata.get("call") in _READS_A_BUFFER:
+                return _S.INVALID_ARGUMENT
+            return _ERRNO_CODES.get(number, CODES["KVM_ERRNO"])
         return CODES[self.reason]
 
 

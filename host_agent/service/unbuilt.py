@@ -16,8 +16,6 @@ from google.protobuf.descriptor import ServiceDescriptor
 from host_agent.service.errors import unimplemented
 from host_agent.service.interceptor import Continuation, Handler
 
-_XSAVE_AND_FRIENDS: Final = ("GetXsave", "SetXsave", "GetXcrs", "SetXcrs", "GetMsrs", "SetMsrs")
-
 
 def _every_method(service: ServiceDescriptor, capability: str) -> dict[str, str]:
     return {f"/{service.full_name}/{method.name}": capability for method in service.methods}
@@ -25,7 +23,6 @@ def _every_method(service: ServiceDescriptor, capability: str) -> dict[str, str]
 
 #: Capability by method, as gRPC spells a method: `/package.Service/Method`.
 UNBUILT: Final[dict[str, str]] = {
-    **{f"/fpstate.v1.VcpuService/{name}": "vcpu-state" for name in _XSAVE_AND_FRIENDS},
     **_every_method(migration_pb2.DESCRIPTOR.services_by_name["MigrationService"], "migration"),
     **_every_method(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], "watch"),
 }

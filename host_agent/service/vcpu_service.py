@@ -1,19 +1,30 @@
-"""VcpuService: make, look at, delete. The calls on a vCPU's state are not in this release (``unbuilt.UNBUILT``)."""
+"""VcpuService: make, look at, delete; the state of a vCPU out and in, as KVM's ioctls have it."""
 
 from __future__ import annotations
 
-from fpstate.v1 import vcpu_pb2, vcpu_pb2_grpc
+from typing import Final
 
-from host_agent.commands import CreateVcpu, DeleteVcpu
+from fpstate.v1 import common_pb2, vcpu_pb2, vcpu_pb2_grpc
+
+from host_agent.commands import CreateVcpu, DeleteVcpu, SetMsrs, SetXcrs, SetXsave
+from host_agent.events import Growth
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure
 from host_agent.service.interceptor import Context
 from host_agent.service.paging import page
-from host_agent.service.translate.fields import header, request_id, task_id_in, vcpu_name, vm_name
+from host_agent.service.translate.fields import enum_name, header, request_id, task_id_in, vcpu_name, vm_name
+from host_agent.service.translate.outcome import growth_to_proto
 from host_agent.service.translate.vcpu import vcpu_to_proto
+from host_agent.vcpu_state import MsrsReply, get_msrs, get_xcrs, get_xsave, get_xsave2
 from host_agent.vcpus import vcpu_etag
+
+_XSAVE_IOCTLS: Final[dict[int, str]] = {
+    vcpu_pb2.XSAVE_IOCTL_UNSPECIFIED: "GET_XSAVE2",
+    vcpu_pb2.XSAVE_IOCTL_GET_XSAVE: "GET_XSAVE",
+    vcpu_pb2.XSAVE_IOCTL_GET_XSAVE2: "GET_XSAVE2",
+}
 
 
 class VcpuService(vcpu_pb2_grpc.VcpuServiceServicer):
@@ -59,6 +70,61 @@ class VcpuService(vcpu_pb2_grpc.VcpuServiceServicer):
             _check_deletable(self._agent.state.vcpu(command.vcpu), request)
         self._agent.submit(command)
         return vcpu_pb2.DeleteVcpuResponse(header=header(self._agent.state))
+
+    async def GetXsave(self, request: vcpu_pb2.GetXsaveRequest, context: Context) -> vcpu_pb2.GetXsaveResponse:
+        """KVM_GET_XSAVE or KVM_GET_XSAVE2."""
+        state = self._agent.state
+        read = get_xsave if enum_name("ioctl", _XSAVE_IOCTLS, request.ioctl) == "GET_XSAVE" else get_xsave2
+        xsave = read(state, vcpu_name("name", request.name))
+        return vcpu_pb2.GetXsaveResponse(header=header(state), xsave=xsave)
+
+    async def SetXsave(self, request: vcpu_pb2.SetXsaveRequest, context: Context) -> vcpu_pb2.SetXsaveResponse:
+        """KVM_SET_XSAVE."""
+        name, repeated = vcpu_name("name", request.name), request_id(request.request_id)
+        grown: Growth | None = self._agent.submit(SetXsave(vcpu=name, xsave=request.xsave, request_id=repeated))
+        return vcpu_pb2.SetXsaveResponse(header=header(self._agent.state), reallocated=_reallocation(grown))
+
+    async def GetXcrs(self, request: vcpu_pb2.GetXcrsRequest, context: Context) -> vcpu_pb2.GetXcrsResponse:
+        """KVM_GET_XCRS."""
+        state = self._agent.state
+        xcrs = [vcpu_pb2.Xcr(xcr=nr, value=value) for nr, value in get_xcrs(state, vcpu_name("name", request.name))]
+        return vcpu_pb2.GetXcrsResponse(header=header(state), xcrs=xcrs)
+
+    async def SetXcrs(self, request: vcpu_pb2.SetXcrsRequest, context: Context) -> vcpu_pb2.SetXcrsResponse:
+        """KVM_SET_XCRS."""
+        command = SetXcrs(
+            vcpu=vcpu_name("name", request.name),
+            xcrs=tuple((entry.xcr, entry.value) for entry in request.xcrs),
+            flags=request.flags,
+            request_id=request_id(request.request_id),
+        )
+        grown: Growth | None = self._agent.submit(command)
+        return vcpu_pb2.SetXcrsResponse(header=header(self._agent.state), reallocated=_reallocation(grown))
+
+    async def GetMsrs(self, request: vcpu_pb2.GetMsrsRequest, context: Context) -> vcpu_pb2.GetMsrsResponse:
+        """KVM_GET_MSRS."""
+        state = self._agent.state
+        read = get_msrs(state, vcpu_name("name", request.name), tuple(request.indices))
+        entries = [vcpu_pb2.MsrEntry(index=entry.index, value=entry.value) for entry in read]
+        return vcpu_pb2.GetMsrsResponse(header=header(state), entries=entries)
+
+    async def SetMsrs(self, request: vcpu_pb2.SetMsrsRequest, context: Context) -> vcpu_pb2.SetMsrsResponse:
+        """KVM_SET_MSRS."""
+        command = SetMsrs(
+            vcpu=vcpu_name("name", request.name),
+            entries=tuple((entry.index, entry.value) for entry in request.entries),
+            request_id=request_id(request.request_id),
+        )
+        done: MsrsReply = self._agent.submit(command)
+        return vcpu_pb2.SetMsrsResponse(
+            header=header(self._agent.state),
+            processed=done.processed,
+            reallocated=_reallocation(done.reallocated),
+        )
+
+
+def _reallocation(grown: Growth | None) -> common_pb2.Reallocation | None:
+    return growth_to_proto(grown) if grown is not None else None
 
 
 def _check_deletable(vcpu: Vcpu, request: vcpu_pb2.DeleteVcpuRequest) -> None:

@@ -197,8 +197,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_KVM_ERRNO: _ErrorReason.ValueType  # 120
     """What the kernel would answer an ioctl or arch_prctl with: the call was understood, and refused as KVM refuses it.
-    Code: by errno. PERMISSION_DENIED for EPERM; INVALID_ARGUMENT for EINVAL and E2BIG; RESOURCE_EXHAUSTED for ENOMEM, and
-    for EFAULT where an allocation failed; FAILED_PRECONDITION for EBUSY, ENOSPC, EOPNOTSUPP and the rest.
+    Code: by errno. PERMISSION_DENIED for EPERM; INVALID_ARGUMENT for EINVAL and E2BIG, and for EFAULT of KVM_SET_XSAVE,
+    where the buffer is too short; RESOURCE_EXHAUSTED for ENOMEM, and for EFAULT where an allocation failed;
+    FAILED_PRECONDITION for EBUSY, ENOSPC, EOPNOTSUPP and the rest.
     Metadata: errno (Linux's number, positive), errnoName (`EBUSY`), call (`KVM_SET_XSAVE`).
     """
     ERROR_REASON_ALLOCATION_FAILED: _ErrorReason.ValueType  # 121
@@ -447,8 +448,9 @@ Code: FAILED_PRECONDITION. Metadata: exit, decision, allowed (comma-separated; n
 """
 ERROR_REASON_KVM_ERRNO: ErrorReason.ValueType  # 120
 """What the kernel would answer an ioctl or arch_prctl with: the call was understood, and refused as KVM refuses it.
-Code: by errno. PERMISSION_DENIED for EPERM; INVALID_ARGUMENT for EINVAL and E2BIG; RESOURCE_EXHAUSTED for ENOMEM, and
-for EFAULT where an allocation failed; FAILED_PRECONDITION for EBUSY, ENOSPC, EOPNOTSUPP and the rest.
+Code: by errno. PERMISSION_DENIED for EPERM; INVALID_ARGUMENT for EINVAL and E2BIG, and for EFAULT of KVM_SET_XSAVE,
+where the buffer is too short; RESOURCE_EXHAUSTED for ENOMEM, and for EFAULT where an allocation failed;
+FAILED_PRECONDITION for EBUSY, ENOSPC, EOPNOTSUPP and the rest.
 Metadata: errno (Linux's number, positive), errnoName (`EBUSY`), call (`KVM_SET_XSAVE`).
 """
 ERROR_REASON_ALLOCATION_FAILED: ErrorReason.ValueType  # 121

@@ -694,7 +694,7 @@ class GetMsrsRequest(_message.Message):
     """The vCPU: `vms/{vm}/vcpus/{index}`. Required."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The numbers to read, in this order; at most 256 (E2BIG)."""
+        """The numbers to read, in this order; at most 255, as KVM has it (E2BIG)."""
 
     def __init__(
         self,
@@ -755,7 +755,7 @@ class SetMsrsRequest(_message.Message):
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MsrEntry]:
-        """What to write, in this order; at most 256 (E2BIG)."""
+        """What to write, in this order; at most 255, as KVM has it (E2BIG)."""
 
     def __init__(
         self,
