@@ -1,4 +1,4 @@
-"""The calls around a session, for asyncio: VMs, vCPUs, permissions, exits, faults.
+"""The calls around a session, for asyncio: VMs, vCPUs and their state, permissions, exits, faults.
 
 Thin on purpose: answers are the contract's own messages, refusals are `HostError`. Every call that changes something
 carries a request_id, its own unless one is given, so that gRPC's retry can not do it twice.
@@ -6,6 +6,7 @@ carries a request_id, its own unless one is given, so that gRPC's retry can not 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -16,6 +17,8 @@ from fpstate.v1 import (
     exit_pb2_grpc,
     host_pb2,
     host_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
     vcpu_pb2,
     vcpu_pb2_grpc,
     vm_pb2,
@@ -48,6 +51,7 @@ class AsyncHost:
         self._vms = vm_pb2_grpc.VmServiceStub(self.channel)
         self._vcpus = vcpu_pb2_grpc.VcpuServiceStub(self.channel)
         self._exits = exit_pb2_grpc.ExitServiceStub(self.channel)
+        self._migrations = migration_pb2_grpc.MigrationServiceStub(self.channel)
         self._faults = fault_pb2_grpc.FaultServiceStub(self.channel)
 
     async def __aenter__(self) -> Self:
@@ -127,6 +131,47 @@ class AsyncHost:
     async def delete_vcpu(self, vcpu: str, *, request_id: str = "") -> None:
         """Delete a vCPU and free its container."""
         await self._call(self._vcpus.DeleteVcpu, request.delete_vcpu(vcpu, request_id=request_id))
+
+    async def required_size(self, vm: str) -> int:
+        """Return the bytes that a buffer for a vCPU's registers needs, as KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2)."""
+        return (await self._call(self._vms.GetRequiredSize, vm_pb2.GetRequiredSizeRequest(name=vm))).bytes
+
+    async def get_xsave(self, vcpu: str) -> bytes:
+        """Return a vCPU's registers as KVM_GET_XSAVE: 4,096 bytes, EINVAL once they need more."""
+        return (await self._call(self._vcpus.GetXsave, request.get_xsave(vcpu, larger=False))).xsave
+
+    async def get_xsave2(self, vcpu: str) -> bytes:
+        """Return a vCPU's registers as KVM_GET_XSAVE2: 4,096 bytes, more once its container has grown."""
+        return (await self._call(self._vcpus.GetXsave, request.get_xsave(vcpu, larger=True))).xsave
+
+    async def set_xsave(self, vcpu: str, xsave: bytes, *, request_id: str = "") -> vcpu_pb2.SetXsaveResponse:
+        """Set a vCPU's registers as KVM_SET_XSAVE. Give it `required_size` bytes: a shorter buffer may be EFAULT."""
+        return await self._call(self._vcpus.SetXsave, request.set_xsave(vcpu, xsave, request_id=request_id))
+
+    async def get_xcrs(self, vcpu: str) -> dict[int, int]:
+        """Return a vCPU's extended control registers by number, as KVM_GET_XCRS: XCR0."""
+        reply = await self._call(self._vcpus.GetXcrs, vcpu_pb2.GetXcrsRequest(name=vcpu))
+        return {each.xcr: each.value for each in reply.xcrs}
+
+    async def set_xcrs(self, vcpu: str, xcrs: Mapping[int, int], *, request_id: str = "") -> vcpu_pb2.SetXcrsResponse:
+        """Set extended control registers by number, as KVM_SET_XCRS: those other than XCR0 are ignored."""
+        return await self._call(self._vcpus.SetXcrs, request.set_xcrs(vcpu, xcrs, request_id=request_id))
+
+    async def get_msrs(self, vcpu: str, indices: Iterable[int]) -> list[tuple[int, int]]:
+        """Return (number, value) of the MSRs asked for, as KVM_GET_MSRS: up to the first that cannot be read."""
+        reply = await self._call(self._vcpus.GetMsrs, vcpu_pb2.GetMsrsRequest(name=vcpu, indices=indices))
+        return [(each.index, each.value) for each in reply.entries]
+
+    async def set_msrs(
+        self, vcpu: str, entries: Iterable[tuple[int, int]], *, request_id: str = ""
+    ) -> vcpu_pb2.SetMsrsResponse:
+        """Write MSRs in order, as KVM_SET_MSRS: `processed` is the place of the first that was refused."""
+        return await self._call(self._vcpus.SetMsrs, request.set_msrs(vcpu, entries, request_id=request_id))
+
+    async def check_compat(self, requirements: migration_pb2.VmRequirements) -> migration_pb2.CheckCompatResponse:
+        """Ask whether the host could run a VM with these requirements; the reply lists all that stands against it."""
+        wanted = migration_pb2.CheckCompatRequest(requirements=requirements)
+        return await self._call(self._migrations.CheckCompat, wanted)
 
     async def list_exits(self, vm: str = "", *, unresolved: bool = False) -> list[exit_pb2.Exit]:
         """Return the exits of a VM, or of all, oldest first; only those not resolved yet if `unresolved`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Required, TypedDict, Unpack
 
 from fpstate.fault.v1 import fault_pb2
@@ -102,6 +102,29 @@ def reset_vm(vm: str, *, request_id: str = "") -> vm_pb2.ResetVmRequest:
 def delete_vcpu(vcpu: str, *, request_id: str = "") -> vcpu_pb2.DeleteVcpuRequest:
     """Return the request to delete a vCPU; see `Host.delete_vcpu`."""
     return vcpu_pb2.DeleteVcpuRequest(name=vcpu, request_id=request_id or new_id())
+
+
+def get_xsave(vcpu: str, *, larger: bool) -> vcpu_pb2.GetXsaveRequest:
+    """Return the request for the registers; see `Host.get_xsave` and, for `larger`, `Host.get_xsave2`."""
+    ioctl = vcpu_pb2.XSAVE_IOCTL_GET_XSAVE2 if larger else vcpu_pb2.XSAVE_IOCTL_GET_XSAVE
+    return vcpu_pb2.GetXsaveRequest(name=vcpu, ioctl=ioctl)
+
+
+def set_xsave(vcpu: str, xsave: bytes, *, request_id: str = "") -> vcpu_pb2.SetXsaveRequest:
+    """Return the request to set the registers; see `Host.set_xsave`."""
+    return vcpu_pb2.SetXsaveRequest(name=vcpu, xsave=xsave, request_id=request_id or new_id())
+
+
+def set_xcrs(vcpu: str, xcrs: Mapping[int, int], *, request_id: str = "") -> vcpu_pb2.SetXcrsRequest:
+    """Return the request to set extended control registers; see `Host.set_xcrs`."""
+    entries = [vcpu_pb2.Xcr(xcr=nr, value=value) for nr, value in xcrs.items()]
+    return vcpu_pb2.SetXcrsRequest(name=vcpu, xcrs=entries, request_id=request_id or new_id())
+
+
+def set_msrs(vcpu: str, entries: Iterable[tuple[int, int]], *, request_id: str = "") -> vcpu_pb2.SetMsrsRequest:
+    """Return the request to write MSRs; see `Host.set_msrs`."""
+    written = [vcpu_pb2.MsrEntry(index=index, value=value) for index, value in entries]
+    return vcpu_pb2.SetMsrsRequest(name=vcpu, entries=written, request_id=request_id or new_id())
 
 
 def arm_fault(point: str, **more: Unpack[FaultOptions]) -> fault_pb2.ArmFaultRequest:

@@ -7,7 +7,17 @@ from typing import Final
 from host_agent.state import HostConfig
 
 #: Always there. The names are documented in protos/fpstate/v1/host.proto.
-_ALWAYS: Final = ("cpuid-table", "drain", "exits", "packed-events", "sessions", "set-cpuid", "tasks", "vcpu-state")
+_ALWAYS: Final = (
+    "check-compat",
+    "cpuid-table",
+    "drain",
+    "exits",
+    "packed-events",
+    "sessions",
+    "set-cpuid",
+    "tasks",
+    "vcpu-state",
+)
 
 
 def capabilities(config: HostConfig) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
+from host_agent.service.migration_service import MigrationService
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
 from host_agent.service.unbuilt import UnbuiltInterceptor
@@ -144,7 +145,7 @@ class HostServer:
         session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent), server)
         exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
         fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent), server)
-        migration_pb2_grpc.add_MigrationServiceServicer_to_server(migration_pb2_grpc.MigrationServiceServicer(), server)
+        migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)
         watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_pb2_grpc.WatchServiceServicer(), server)
         await self._add_health(healths, server)
         if self._reflect:
@@ -153,7 +154,7 @@ class HostServer:
 
     async def _add_health(self, healths: health.aio.HealthServicer, server: grpc.aio.Server) -> None:
         """Each service has its own status; those of which no call is built, or which are off, do not serve."""
-        unbuilt = {"fpstate.v1.MigrationService", "fpstate.v1.WatchService"}
+        unbuilt = {"fpstate.v1.WatchService"}
         if not self.agent.state.config.faults:
             unbuilt.add("fpstate.fault.v1.FaultService")
         status = health_pb2.HealthCheckResponse

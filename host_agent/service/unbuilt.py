@@ -17,13 +17,14 @@ from host_agent.service.errors import unimplemented
 from host_agent.service.interceptor import Continuation, Handler
 
 
-def _every_method(service: ServiceDescriptor, capability: str) -> dict[str, str]:
-    return {f"/{service.full_name}/{method.name}": capability for method in service.methods}
+def _every_method(service: ServiceDescriptor, capability: str, *, built: tuple[str, ...] = ()) -> dict[str, str]:
+    names = [method.name for method in service.methods if method.name not in built]
+    return {f"/{service.full_name}/{name}": capability for name in names}
 
 
 #: Capability by method, as gRPC spells a method: `/package.Service/Method`.
 UNBUILT: Final[dict[str, str]] = {
-    **_every_method(migration_pb2.DESCRIPTOR.services_by_name["MigrationService"], "migration"),
+    **_every_method(migration_pb2.DESCRIPTOR.services_by_name["MigrationService"], "migration", built=("CheckCompat",)),
     **_every_method(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], "watch"),
 }
 

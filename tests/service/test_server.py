@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from fpstate.v1 import exit_pb2, host_pb2, host_pb2_grpc, migration_pb2, migration_pb2_grpc, session_pb2, vcpu_pb2
+from fpstate.v1 import exit_pb2, host_pb2, host_pb2_grpc, migration_pb2, migration_pb2_grpc, session_pb2
 from google.protobuf import descriptor_pool, duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -178,13 +178,13 @@ async def test_what_is_not_built_says_so(world: World) -> None:
     async with grpc.aio.insecure_channel(world.server.address) as channel:
         migration = migration_pb2_grpc.MigrationServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as unary:
-            await world.vcpus.GetXsave(vcpu_pb2.GetXsaveRequest(name="vms/a/vcpus/0"))
+            await migration.BeginMigration(migration_pb2.BeginMigrationRequest(name="vms/a"))
         with pytest.raises(grpc.aio.AioRpcError) as stream:
             await migration.ExportVm(migration_pb2.ExportVmRequest()).read()
     assert unary.value.code() is stream.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert dict(error_info(unary.value).metadata) == {
-        "method": "/fpstate.v1.VcpuService/GetXsave",
-        "capability": "vcpu-state",
+        "method": "/fpstate.v1.MigrationService/BeginMigration",
+        "capability": "migration",
     }
     assert error_info(stream.value).metadata["capability"] == "migration"
 

@@ -99,13 +99,14 @@ class GetHostInfoResponse(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it can do beyond the bare contract, by name, sorted. A call whose capability is not listed may answer
         UNIMPLEMENTED_CALL. Names known so far:
+          check-compat       MigrationService.CheckCompat
           cpuid-table        SetCpuid with a table of the caller's own
           drain              DrainHost
           durable            what is acknowledged as durable survives a restart
           exits              ExitService
           faults             fpstate.fault.v1.FaultService
           manual-clock       fpstate.fault.v1.FaultService.AdvanceClock
-          migration          MigrationService
+          migration          MigrationService, all of it
           packed-events      EventBatch.packed
           reclaim            the decision Reclaim
           sessions           GuestSessionService

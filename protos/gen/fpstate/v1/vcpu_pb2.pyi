@@ -464,7 +464,9 @@ class SetXsaveRequest(_message.Message):
     name: _builtins.str
     """The vCPU: `vms/{vm}/vcpus/{index}`. Required."""
     xsave: _builtins.bytes
-    """The state, uncompacted, as GetXsave gives it; never cut: a shorter one than the vCPU's state is EFAULT."""
+    """The state, uncompacted, as GetXsave gives it; never cut: a shorter one than the vCPU's state is EFAULT. A longer one is
+    fine, so give it the bytes of GetRequiredSize, zeros behind: a set before this one may have grown the container.
+    """
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     def __init__(
