@@ -20,6 +20,7 @@ from tests.differential.__main__ import main
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ROOT / "tests" / "data" / "kernel612_boot_config.json.gz"
 SEQUENCES = ROOT / "tests" / "data" / "kernel612_sequences.json.gz"
+LEGAL_SEQUENCES = ROOT / "tests" / "data" / "kernel612_sequences_legal_sample.json.gz"
 
 
 def _data(path: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("path", [LAYOUTS, SEQUENCES], ids=["layouts", "sequences"])
+@pytest.mark.parametrize("path", [LAYOUTS, SEQUENCES, LEGAL_SEQUENCES], ids=["layouts", "sequences", "legal ones"])
 def test_data_says_where_it_comes_from(path: Path) -> None:
     """Each file keeps the note on how it was obtained."""
     assert "6.12" in _data(path)["obtained"]
@@ -60,13 +61,21 @@ def test_layouts(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param("founding:", "sequences: 69 rows, 542 steps, 0 differ", id="the founding mail's calls"),
         pytest.param("host nm without permission", "sequences: 7 rows, 28 steps, 0 differ", id="#NM of a host task"),
         pytest.param("prctl idx sweep", "sequences: 7 rows, 329 steps, 0 differ", id="every number for arch_prctl"),
-        pytest.param("", "sequences: 83 rows, 899 steps, 0 differ", id="everything here"),
+        pytest.param("uabi masks", "sequences: 2 rows, 48 steps, 0 differ", id="state out and in"),
+        pytest.param("sigaltstack", "sequences: 7 rows, 42 steps, 0 differ", id="stacks too small for a permission"),
+        pytest.param("", "sequences: 92 rows, 989 steps, 0 differ", id="everything here"),
     ],
 )
 def test_sequences(prefix: str, figure: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Return codes, containers, permissions, XFD and the order of operations are the kernel's, step by step."""
     assert main(["sequences", str(SEQUENCES), "--name", prefix]) == 0
     assert _last_line(capsys) == figure
+
+
+def test_random_legal_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a KVM and a host could do, at random: the same, step by step, bug B46 aside."""
+    assert main(["sequences", str(LEGAL_SEQUENCES)]) == 0
+    assert _last_line(capsys) == "sequences: 60 rows, 1335 steps, 0 differ"
 
 
 def test_as_a_command() -> None:
@@ -147,7 +156,19 @@ def test_altered_sequence(
     lines = capsys.readouterr().out.splitlines()
     row = _data(SEQUENCES)["rows"][0]
     assert lines[0].startswith(f"{row['cpu']}, {row['name']!r}, step 0 ({row['ops'][0]}): {key}")
-    assert lines[-1] == "sequences: 83 rows, 899 steps, 1 differ"
+    assert lines[-1] == "sequences: 92 rows, 989 steps, 1 differ"
+
+
+@pytest.mark.parametrize(("op", "key"), [("toui", "out"), ("fromui", "ret"), ("fromui", "out")])
+def test_altered_copy(op: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a copy out or in said is compared too."""
+
+    def alter(data: dict[str, Any]) -> None:
+        step = next(step for row in data["rows"] for step in row["steps"] if step["op"] == op)
+        step[key] = "0x12345" if key == "out" else 5
+
+    assert main(["sequences", str(_altered(SEQUENCES, tmp_path, alter))]) == 1
+    assert f": {key}\n" in capsys.readouterr().out
 
 
 def test_only_the_first_difference_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

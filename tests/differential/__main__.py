@@ -1,9 +1,12 @@
 """Judge the model against what real kernels and real processors answered.
 
-    python -m tests.differential layouts FILE        boot configuration and image sizes that Linux computed from a CPUID
-    python -m tests.differential sequences FILE      call sequences run by the kernel's own FPU code, step by step
-    python -m tests.differential native-images FILE  XSAVE, XSAVEC and XSAVEOPT images a bare processor stored
-    python -m tests.differential native-faults FILE  what a bare processor's XRSTOR refuses
+    python -m tests.differential layouts FILE         what Linux computed from a processor's CPUID, or the CPUID alone
+    python -m tests.differential sequences FILE       call sequences run by the kernel's own FPU code, step by step
+    python -m tests.differential xcr0 FILE            which XCR0 a real KVM took, from userspace and from a guest
+    python -m tests.differential xsave-verdicts FILE  what a real KVM said to edited XSAVE buffers
+    python -m tests.differential xsave-buffers FILE   XSAVE buffers of a real KVM after a guest loaded known registers
+    python -m tests.differential native-images FILE   XSAVE, XSAVEC and XSAVEOPT images a bare processor stored
+    python -m tests.differential native-faults FILE   what a bare processor's XRSTOR refuses
     python -m tests.differential live-cpu [--rounds N] [--seed S]   the running processor, at ring 3
 
 The last line is the figure, "layouts: 29 rows (12 truncated), 0 differ"; before it comes the first difference, if any.
@@ -19,13 +22,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential import layouts, live_cpu, native, sequences
-from tests.differential.report import Report, SkippedError
+from tests.differential import layouts, live_cpu, native, sequences, xcr0, xsave_buffers, xsave_verdicts
+from tests.differential.report import NotModelledError, Report, SkippedError
 
 #: Kinds that read a file: called with its path and the beginning of a row's name.
 FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
     "layouts": layouts.run,
     "sequences": sequences.run,
+    "xcr0": xcr0.run,
+    "xsave-verdicts": xsave_verdicts.run,
+    "xsave-buffers": xsave_buffers.run,
     "native-images": native.run_images,
     "native-faults": native.run_faults,
 }
@@ -33,7 +39,7 @@ FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
 LIVE_KINDS: dict[str, Callable[[int, int], Report]] = {"live-cpu": live_cpu.run}
 
 _ROUNDS = 10_000
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, sequences.NotModelledError)
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, NotModelledError)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""kernel612_boot_config: what Linux 6.12 computes at boot from a processor's CPUID, against ours."""
+"""kernel612_boot_config: what Linux 6.12 computes at boot from a processor's CPUID, against ours.
+
+A file of bare dumps (cpuid_layouts: rows without ``result``) is judged too, by what a processor says twice.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fpu_core.errors import FieldError
 from fpu_core.fpstate import task_fpstate
 from fpu_core.rules import KERNEL_6_12
 from fpu_core.xfeature import for_each_set_bit
+from tests.differential import cpuid_dumps
 from tests.differential.report import Report, load_rows
 from tests.differential.snapshot import container_of
 
@@ -26,7 +30,9 @@ def run(path: Path, name_prefix: str = "") -> Report:
         if not row["cpu"].startswith(name_prefix):
             continue
         report.rows += 1
-        if row["dump_missing_subleaves"]:
+        if "result" not in row:
+            truncated += cpuid_dumps.compare_row(report, row)
+        elif row["dump_missing_subleaves"]:
             truncated += 1
             _expect_refusal(report, row)
         else:

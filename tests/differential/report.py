@@ -14,14 +14,24 @@ class SkippedError(Exception):
     """This machine cannot do it; the text says what is missing."""
 
 
-def load_rows(path: Path, key: str = "rows") -> list[dict[str, Any]]:
-    """Read the rows of a data file, plain (``.json``) or compressed (``.json.gz``): its list ``key``.
+class NotModelledError(Exception):
+    """A row has a form, or uses an operation, that the model does not have. The text names the row."""
 
-    Raises ``ValueError`` where there is no list of that name, and what reading and decoding raise.
-    """
+
+def load_file(path: Path) -> Any:  # noqa: ANN401 -- a JSON value
+    """Read a data file, plain (``.json``) or compressed (``.json.gz``). Raises what reading and decoding raise."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
-        data = json.load(file)
+        return json.load(file)
+
+
+def load_rows(path: Path, key: str = "rows") -> list[dict[str, Any]]:
+    """Read the list ``key`` of a data file; ``ValueError`` where there is no list of that name."""
+    return rows_of(load_file(path), key)
+
+
+def rows_of(data: Any, key: str = "rows") -> list[dict[str, Any]]:  # noqa: ANN401 -- a JSON value
+    """Return the list ``key`` of a file that has been read; ``ValueError`` where there is no list of that name."""
     rows = data.get(key) if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise ValueError(f"expected an object with a list {key!r}")  # noqa: TRY004 -- the file's value, not a type of ours

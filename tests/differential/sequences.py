@@ -39,7 +39,7 @@ from fpu_core.task import xfd_enable_feature
 from fpu_core.uabi import fpu_copy_guest_fpstate_to_uabi, fpu_copy_uabi_to_guest_fpstate
 from fpu_core.xfeature import for_each_set_bit
 from tests.differential.layouts import profile_of_row
-from tests.differential.report import Report, load_rows
+from tests.differential.report import NotModelledError, Report, load_rows
 from tests.differential.snapshot import container_of
 
 #: Processors whose sub-leaves stand in for a row's that has none: the row says features and sizes, and they must agree.
@@ -59,10 +59,6 @@ _SAVE_FLAGS: tuple[dict[str, bool], ...] = (
 _UABI_BYTES = 16384
 #: PKRU of the vCPU before each ``fromui``, by the data's convention.
 _PKRU_BEFORE = 0x55555555
-
-
-class NotModelledError(Exception):
-    """A row uses an operation the model does not have."""
 
 
 class RecordingTracer:
@@ -164,7 +160,7 @@ class World:
         """Carry one operation of a row out and return what the kernel would; ``NotModelledError`` for unknown ones."""
         word, *args = op.split()
         if word not in self.handlers:
-            raise NotModelledError(word)
+            raise NotModelledError(f"operation {op!r}: expected one of {', '.join(self.handlers)}")
         self.tracer.lines.clear()
         self.out = None
         return self.handlers[word](args)
