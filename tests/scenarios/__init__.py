@@ -18,7 +18,8 @@ fresh machine, which must reach the identical digest.
 ``pytest tests/test_scenarios.py --rewrite`` writes what was printed into the files. Commit such a change only if you
 can say why each line of it is right.
 
-    create-vm NAME [profile=] [without=] [rules=] [limit=]   delete-vm NAME [force]     reset-vm NAME
+    create-vm NAME [profile=] [without=] [rules=] [limit=] [protected]
+                                                            delete-vm NAME [force]     reset-vm NAME
     permit guest|host FEATURE [vm=]                         cpuid MASK [vm=]
     create-vcpu N [vm=] [task=] [confidential]              delete-vcpu VCPU
     task NAME create | schedule CPU | preempt | load FEATURE PATTERN | read FEATURE
@@ -31,6 +32,11 @@ can say why each line of it is right.
     guest [VCPU] xsave|xsaveopt|xsavec|xrstor MEMORY [rfbm=] [xstate_bv=] [xcomp_bv=] [misaligned=]
     controller NAME [scope=] [lease=] [label=]              keep-alive [N]
     decide DECISION [exit=] [generation=] [as=]             decisions: controller_commands.DECISIONS
+    get-xsave [VCPU] [as=BUFFER] [old]                      set-xsave [VCPU] [BUFFER]
+    edit BUFFER FIELD=VALUE... [as=]                        fields: xsave_buffer.edited
+    get-xcrs [VCPU]    set-xcrs [VCPU] VALUE [xcr=] [times=] [flags=]
+    get-msrs [VCPU] [MSR...]                                set-msrs [VCPU] MSR=VALUE...
+    required-size [VM]                                      save-restore [VCPU] [vmm=]
     show vcpu | fpstate | registers | cpu | exit | ledger | permissions | faults | digest [OF]
     replay
 

@@ -33,15 +33,17 @@ assert set(_POINTS.values()) == set(FAULT_POINTS)
 
 
 def create_vm(world: World, words: Words) -> None:
-    """A VM on a built-in processor; ``without=`` takes capabilities away from it."""
+    """A VM on a built-in processor; ``without=`` takes capabilities away; ``protected``: has_protected_state."""
     vm_id, limit, without = words.take("a name"), words.key("limit"), words.key("without")
     profile = words.key("profile", world.state.config.default_profile)
+    protected = words.flag("protected")
     command = CreateVm(
         vm_id=vm_id,
         profile="" if without else profile,
         cpuid_dump=_dump_without(profile, without.split(",")) if without else "",
         kernel_rules=words.key("rules"),
         byte_limit=number(limit) if limit else None,
+        has_protected_state=protected,
     )
     words.end()
     vm: VmRecord = world.apply(command)

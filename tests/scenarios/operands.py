@@ -39,6 +39,10 @@ class Words:
         """The next plain word, left where it is; empty for none."""
         return self._plain[0] if self._plain else ""
 
+    def __len__(self) -> int:
+        """How many plain words are left."""
+        return len(self._plain)
+
     def flag(self, word: str) -> bool:
         """Whether the plain word ``word`` is there."""
         if word not in self._plain:
@@ -55,6 +59,10 @@ class Words:
         for name in self._keyed:
             return name, self._keyed.pop(name)
         raise ScenarioError(f"{self.name}: expected {what}")
+
+    def more(self) -> bool:
+        """Whether a KEY=VALUE word is left."""
+        return bool(self._keyed)
 
     def end(self) -> None:
         """Refuse words that mean nothing here."""

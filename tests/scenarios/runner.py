@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from host_agent.errors import Refused
-from tests.scenarios import controller_commands, guest_commands, host_commands, session_commands, show, task_commands
+from tests.scenarios import (
+    controller_commands,
+    guest_commands,
+    host_commands,
+    session_commands,
+    show,
+    state_commands,
+    task_commands,
+)
 from tests.scenarios.block import Block, Command, ScenarioError, format_blocks, parse_blocks
 from tests.scenarios.operands import Words
 from tests.scenarios.world import World, refusal
@@ -33,6 +41,15 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
     "keep-alive": session_commands.keep_alive,
     "close-session": session_commands.close_session,
     "guest": guest_commands.guest,
+    "get-xsave": state_commands.get_xsave_command,
+    "set-xsave": state_commands.set_xsave_command,
+    "edit": state_commands.edit,
+    "get-xcrs": state_commands.get_xcrs_command,
+    "set-xcrs": state_commands.set_xcrs_command,
+    "get-msrs": state_commands.get_msrs_command,
+    "set-msrs": state_commands.set_msrs_command,
+    "required-size": state_commands.required_size_command,
+    "save-restore": state_commands.save_restore,
     "controller": controller_commands.controller,
     "decide": controller_commands.decide,
     "show": show.show,

@@ -57,6 +57,8 @@ class World:
         self.now_ns = 0
         self.tracing = False
         self.sessions: list[SessionRecord] = []
+        #: Userspace buffers of XSAVE state, by the name a command gave them.
+        self.buffers: dict[str, bytes] = {}
         self.controls: dict[str, ControlRecord] = {}
         #: How many lines there were when the event's own had been printed.
         self.event_line = 0
