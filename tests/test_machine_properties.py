@@ -46,6 +46,9 @@ from host_agent.commands import (
     ScheduleTask,
     SetCpuid,
     SetHostLimit,
+    SetMsrs,
+    SetXcrs,
+    SetXsave,
     SubmitBatch,
     Tick,
     UpdateVm,
@@ -78,6 +81,7 @@ from host_agent.events import (
 from host_agent.exits import Decision, DecisionKind
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import SessionRecord, VcpuSide
+from host_agent.vcpu_state import MsrsReply, get_xsave2
 from tests.core import profiles
 from tests.core.host import SECOND_NS, Host, host_config
 from tests.core.samples import random_bytes, tilecfg
@@ -92,6 +96,7 @@ _TILES = tilecfg(16, 64)
 
 index = st.integers(0, 7)
 seeds = st.integers(0, 2**32)
+sizes = st.sampled_from([4096, 4096, 11_008, 11_008, 100])
 
 kinds: st.SearchStrategy[EventKind] = st.one_of(
     st.builds(Xsetbv, st.just(0), st.sampled_from([0x602E7, 0x602E7, 0x2E7, 0x7, 0x1, 0x40003, 0])),
@@ -187,7 +192,7 @@ class HostRules(RuleBasedStateMachine):
 
     def life(self, vcpu: Vcpu) -> tuple[str, int]:
         """Which life of which vCPU this is."""
-        return self.host.side(self.host.machine.state.vcpu_name(vcpu)).uid, vcpu.incarnation
+        return self.host.machine.state.vcpu_uid(vcpu), vcpu.incarnation
 
     def any_vcpu(self) -> bool:
         """Whether there is a vCPU."""
@@ -416,6 +421,44 @@ class HostRules(RuleBasedStateMachine):
     def set_cpuid(self, vm: str, mask: int) -> None:
         """KVM_SET_CPUID2, early or late."""
         self.do(SetCpuid(vm=vm, xcr0_mask=mask))
+
+    @precondition(any_vcpu)
+    @rule(nr=index, bv=st.sampled_from([0, 2, 3, 0x40002, 0x60002, 1 << 11]), size=sizes, seed=seeds)
+    def set_xsave(self, nr: int, bv: int, size: int, seed: int) -> None:
+        """KVM_SET_XSAVE of a buffer that may be short, or hold what does not go in; XMM is what it says, or init."""
+        name = _pick(self.vcpus(), nr)
+        vcpu = self.host.vcpu(name)
+        raw = bytearray(size)
+        raw[24:28], raw[160:416] = (0x1F80).to_bytes(4, "little"), random_bytes(seed, SSE_BYTES)
+        raw[512:520] = bv.to_bytes(8, "little")
+        reply = self.do(SetXsave(vcpu=name, xsave=bytes(raw)))
+        if isinstance(reply, Refused) or vcpu.fpstate.is_confidential:
+            return
+        event("set xsave")
+        self.xmm[self.life(vcpu)] = bytes(raw[160:416]) if bv & 2 else bytes(SSE_BYTES)
+        exported = get_xsave2(self.host.machine.state, name)
+        assert exported[160:416] == self.xmm[self.life(vcpu)]
+
+    @precondition(any_vcpu)
+    @rule(nr=index, xcr0=st.sampled_from([1, 7, 0x2E7, 0x602E7, 0x602E7, 5]), flags=st.sampled_from([0, 0, 0, 1]))
+    def set_xcrs(self, nr: int, xcr0: int, flags: int) -> None:
+        """KVM_SET_XCRS: done, or nothing has changed; that room came first, the machine's invariants say."""
+        vcpu = _pick(self.vcpus(), nr)
+        before = self.host.vcpu(vcpu).xcr0
+        reply = self.do(SetXcrs(vcpu=vcpu, xcrs=((0, xcr0),), flags=flags))
+        assert self.host.vcpu(vcpu).xcr0 == (before if isinstance(reply, Refused) else xcr0)
+
+    @precondition(any_vcpu)
+    @rule(nr=index, entries=st.lists(st.sampled_from([(0x1C4, 0), (0x1C4, 0x40000), (0x1C5, 0x40000), (0x10, 0)])))
+    def set_msrs(self, nr: int, entries: list[tuple[int, int]]) -> None:
+        """KVM_SET_MSRS: what the count says was done, was done, and nothing else."""
+        name = _pick(self.vcpus(), nr)
+        vcpu = self.host.vcpu(name)
+        before = {0x1C4: vcpu.fpstate.xfd, 0x1C5: vcpu.guest.xfd_err}
+        reply = self.do(SetMsrs(vcpu=name, entries=tuple(entries)))
+        done = entries[: reply.processed] if isinstance(reply, MsrsReply) else []
+        assert {0x1C4: vcpu.fpstate.xfd, 0x1C5: vcpu.guest.xfd_err} == before | dict(done)
+        event(f"set msrs: {len(done)} of {len(entries)}")
 
     @rule(vm=st.sampled_from([*VMS, ""]), room=st.sampled_from([None, None, 0, 3_000, 12_000]))
     def limit(self, vm: str, room: int | None) -> None:
