@@ -22,7 +22,7 @@ from typing import Final
 
 from fpu_core.config import FpuConfig
 from fpu_core.errors import Errno, core_assert
-from fpu_core.fpstate import FCW_INIT, MXCSR_INIT, Fpstate, image_offsets
+from fpu_core.fpstate import MXCSR_INIT, Fpstate, image_offsets
 from fpu_core.fpu import FpuGuest, FpuHost
 from fpu_core.guest import guest_container
 from fpu_core.layout import (
@@ -33,6 +33,7 @@ from fpu_core.layout import (
     XSAVE_EXTENDED_OFFSET,
     XSTATE_BV_OFFSET,
 )
+from fpu_core.x87 import FCW_INIT
 from fpu_core.xfeature import (
     XFEATURE_MASK_FP,
     XFEATURE_MASK_FPSSE,

@@ -155,7 +155,7 @@ def test_a_mistake_is_raised_and_the_next_event_goes_on(host: Host) -> None:
         with pytest.raises(EventRejected) as unused:
             port.write_register(2, data=b"")
         assert [error.value.reason for error in (used, unused)] == ["FIELD_INVALID"] * 2
-        assert used.value.metadata["expected"] == "0x1c4 (XFD) or 0x1c5 (XFD_ERR)"
+        assert used.value.metadata["expected"] == "0x1c4 (XFD), 0x1c5 (XFD_ERR) or 0xda0 (XSS)"
         assert unused.value.violations
         assert isinstance(port.hlt(), Done)
 
