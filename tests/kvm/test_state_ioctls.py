@@ -10,7 +10,7 @@ import pytest
 from fpu_core.config import boot
 from fpu_core.errors import Errno
 from fpu_core.invariants import check_core
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
+from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_PKRU
 from host_agent.kvm.msrs_ioctl import MsrEntry, MsrsSet, get_msrs, set_msrs
 from host_agent.kvm.restore import StateSet
 from host_agent.kvm.xcrs_ioctl import Xcr, get_xcrs, set_xcrs
@@ -18,6 +18,7 @@ from host_agent.kvm.xsave_ioctl import get_xsave, get_xsave2, set_xsave
 from tests.core.rig import without_compaction
 from tests.core.samples import random_bytes
 from tests.kvm.restored import AMX, TILE_DATA, buffer, everything, outside
+from tests.kvm.test_xfd import entered
 
 XFD, XFD_ERR, XSS = MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
 
@@ -117,6 +118,23 @@ def test_pkru_is_kept_where_the_buffer_has_none() -> None:
     assert vcpu.pkru == 0x5555
     set_xsave(vcpu, buffer(3))
     assert vcpu.pkru == 0x5555
+
+
+@pytest.mark.parametrize(("threads_own", "leaves"), [(0x55555554, True), (0, False)])
+def test_a_guests_pkru_leaves_while_the_threads_own_is_not_zero(threads_own: int, leaves: bool) -> None:
+    """The value is the vCPU's; whether there is one says the saved image, and that was saved under the thread's own."""
+    world, guest = entered()
+    task = world.tasks["a/main"]
+    world.leave(guest)
+    world.user_write(task, XFEATURE_PKRU, 0, threads_own.to_bytes(4, "little"))
+    world.enter(guest, task.fpu)
+    world.xsetbv(guest, 0x2E7)
+    world.guest_write(guest, XFEATURE_PKRU, 0, (0x1234).to_bytes(4, "little"))
+    world.leave(guest)
+    exported = get_xsave2(guest.vcpu)
+    assert isinstance(exported, bytes)
+    assert guest.vcpu.pkru == 0x1234
+    assert (bool(xstate_bv(exported) >> XFEATURE_PKRU & 1), exported[2688:2690] == b"\x34\x12") == (leaves, leaves)
 
 
 @pytest.mark.parametrize(
