@@ -51,7 +51,7 @@ class Xsetbv:
 
 @dataclass(frozen=True, slots=True)
 class Wrmsr:
-    """WRMSR of `value` (EDX:EAX) to IA32_XFD (0x1c4) or IA32_XFD_ERR (0x1c5)."""
+    """WRMSR of `value` (EDX:EAX) to IA32_XFD (0x1c4), IA32_XFD_ERR (0x1c5) or IA32_XSS (0xda0)."""
 
     msr: int
     value: int
@@ -59,7 +59,7 @@ class Wrmsr:
 
 @dataclass(frozen=True, slots=True)
 class Rdmsr:
-    """RDMSR of IA32_XFD (0x1c4) or IA32_XFD_ERR (0x1c5)."""
+    """RDMSR of IA32_XFD (0x1c4), IA32_XFD_ERR (0x1c5) or IA32_XSS (0xda0)."""
 
     msr: int
 
@@ -130,6 +130,20 @@ class Hlt:
 
 
 @dataclass(frozen=True, slots=True)
+class Xgetbv:
+    """XGETBV of the extended control register `index` (ECX), executed for the guest: 0, or 1 for what is in use."""
+
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCr4:
+    """MOV of `value` to CR4. A vCPU for which none was reported is taken to have CR4.OSXSAVE set."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Xsave:
     """An XSAVE instruction on memory of the guest.
 
@@ -157,5 +171,7 @@ GuestEvent = (
     | XfdSync
     | Init
     | Hlt
+    | Xgetbv
+    | WriteCr4
     | Xsave
 )

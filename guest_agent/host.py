@@ -108,6 +108,31 @@ class Host:
         wanted = request.request_permission(vm, feature=feature, guest=guest, request_id=request_id)
         return (self._call(self._vms.RequestPermission, wanted)).permitted
 
+    def get_supported_cpuid(self, vm: str) -> vm_pb2.GetSupportedCpuidResponse:
+        """Return what the VM's guests can be given: `cpuid.entries` for `set_cpuid`, and `xcomp_guest_supp`.
+
+        Source: KVM_GET_SUPPORTED_CPUID and KVM_X86_XCOMP_GUEST_SUPP; the first knows of permissions, the second not.
+        """
+        wanted = vm_pb2.GetSupportedCpuidRequest(name=vm)
+        return self._call(self._vms.GetSupportedCpuid, wanted)
+
+    def set_cpuid(
+        self,
+        vm: str,
+        *,
+        xcr0_mask: int | None = None,
+        table: Iterable[vm_pb2.CpuidEntry] | None = None,
+        vcpu: str = "",
+        request_id: str = "",
+    ) -> int:
+        """Give every vCPU of the VM, or `vcpu` alone, its CPUID; returns the mask that it may enable in XCR0.
+
+        Either a `table`, or all the host supports cut down to `xcr0_mask`.
+        Source: KVM_SET_CPUID2; the errno is the error KVM_ERRNO's: E2BIG, EINVAL.
+        """
+        wanted = request.set_cpuid(vm, xcr0_mask=xcr0_mask, table=table, vcpu=vcpu, request_id=request_id)
+        return (self._call(self._vms.SetCpuid, wanted)).guest_supported_xcr0
+
     def create_vcpu(self, vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.Vcpu:
         """Make a vCPU; it locks the VM's guest permissions."""
         wanted = request.create_vcpu(vm, index=index, task=task, request_id=request_id)

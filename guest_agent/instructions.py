@@ -18,8 +18,10 @@ from guest_agent.event import (
     RegisterWrite,
     Tile,
     TileOp,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     XsaveInsn,
     Xsetbv,
@@ -56,11 +58,11 @@ class Instructions(ABC, Generic[Answer]):
         return self.submit(Xsetbv(value, index, cpl))
 
     def wrmsr(self, msr: int, *, value: int) -> Answer:
-        """WRMSR of IA32_XFD (0x1c4) or IA32_XFD_ERR (0x1c5)."""
+        """WRMSR of IA32_XFD (0x1c4), IA32_XFD_ERR (0x1c5) or IA32_XSS (0xda0)."""
         return self.submit(Wrmsr(msr, value))
 
     def rdmsr(self, msr: int) -> Answer:
-        """RDMSR of IA32_XFD (0x1c4) or IA32_XFD_ERR (0x1c5): `Done.value`."""
+        """RDMSR of IA32_XFD (0x1c4), IA32_XFD_ERR (0x1c5) or IA32_XSS (0xda0): `Done.value`."""
         return self.submit(Rdmsr(msr))
 
     def nm(self, *, cr0_ts: bool = False) -> Answer:
@@ -94,3 +96,11 @@ class Instructions(ABC, Generic[Answer]):
     def hlt(self) -> Answer:
         """The guest executed HLT."""
         return self.submit(Hlt())
+
+    def xgetbv(self, index: int = 0) -> Answer:
+        """XGETBV of the extended control register `index`: `Done.value`."""
+        return self.submit(Xgetbv(index))
+
+    def write_cr4(self, value: int) -> Answer:
+        """MOV of `value` to CR4; OSXSAVE (bit 18) and PKE (bit 22) are what counts."""
+        return self.submit(WriteCr4(value))

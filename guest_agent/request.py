@@ -84,6 +84,25 @@ def request_permission(
     return vm_pb2.RequestPermissionRequest(name=vm, scope=scope, feature=feature, request_id=request_id or new_id())
 
 
+def set_cpuid(
+    vm: str,
+    *,
+    xcr0_mask: int | None = None,
+    table: Iterable[vm_pb2.CpuidEntry] | None = None,
+    vcpu: str = "",
+    request_id: str = "",
+) -> vm_pb2.SetCpuidRequest:
+    """Return the request for a CPUID; see `Host.set_cpuid`."""
+    if (xcr0_mask is None) == (table is None):
+        raise ValueError("expected xcr0_mask or table, and not both")
+    wanted = vm_pb2.SetCpuidRequest(name=vm, vcpu=vcpu, request_id=request_id or new_id())
+    if table is not None:
+        wanted.table.CopyFrom(vm_pb2.CpuidTable(entries=table))
+    if xcr0_mask is not None:
+        wanted.xcr0_mask = xcr0_mask
+    return wanted
+
+
 def create_vcpu(vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.CreateVcpuRequest:
     """Return the request for a vCPU; see `Host.create_vcpu`."""
     return vcpu_pb2.CreateVcpuRequest(parent=vm, index=index, task=task, request_id=request_id or new_id())

@@ -27,8 +27,10 @@ from guest_agent.event import (
     RegisterWrite,
     Tile,
     TileOp,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     Xsetbv,
 )
@@ -158,6 +160,10 @@ def describe_event(event: GuestEvent) -> str:  # noqa: C901, PLR0912 -- one case
             return "INIT"
         case Hlt():
             return "HLT"
+        case Xgetbv(index=index):
+            return f"XGETBV XCR{index}"
+        case WriteCr4(value=value):
+            return f"MOV CR4={value:#x}"
         case Xsave(insn=insn, rfbm=rfbm):
             return f"{insn.value} RFBM={rfbm:#x}"
 

@@ -25,8 +25,10 @@ from guest_agent.event import (
     RegisterWrite,
     Tile,
     TileOp,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     XsaveInsn,
     Xsetbv,
@@ -116,6 +118,10 @@ def event_to_proto(vcpu: str, seq: int, event: GuestEvent) -> pb.GuestEvent:  # 
             message.init.SetInParent()
         case Hlt():
             message.hlt.SetInParent()
+        case Xgetbv(index=index):
+            message.xgetbv.CopyFrom(pb.Xgetbv(index=index))
+        case WriteCr4(value=value):
+            message.write_cr4.CopyFrom(pb.WriteCr4(value=value))
         case Xsave(insn=insn, rfbm=rfbm, memory=memory, misaligned_by=misaligned_by):
             message.xsave.CopyFrom(
                 pb.XsaveInstruction(insn=_XSAVE_INSNS[insn], rfbm=rfbm, memory=memory, misaligned_by=misaligned_by)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fault_lab.injection.table import FaultAttributes
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
+from host_agent.kvm.cpuid import CpuidEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,14 @@ class RequestPermission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetCpuid:
-    """CPUID.0xD.0 EDX:EAX of every guest, or of ``vcpu`` alone; a change after it has run is EINVAL, as in KVM."""
+    """KVM_SET_CPUID2 for every vCPU of a VM and those to come, or for ``vcpu`` alone; after it has run, EINVAL.
+
+    Either ``table``, which may be empty, or ``xcr0_mask``: all the host supports, cut down to this CPUID.0xD.0 EDX:EAX.
+    """
 
     vm: str
-    xcr0_mask: int
+    xcr0_mask: int | None = None
+    table: tuple[CpuidEntry, ...] | None = None
     vcpu: str = ""
     request_id: str = ""
 

@@ -50,7 +50,7 @@ def describe(state: HostState) -> Iterator[str]:
 def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
     yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump, vm.kvm.has_protected_state)
-    yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid_xcr0)
+    yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid.fingerprint)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))
     for vcpu in vm.kvm.vcpus.values():
@@ -59,7 +59,7 @@ def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
 
 def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
     yield from (vcpu.index, vcpu.state.name, vcpu.incarnation)
-    yield from (vcpu.xcr0, vcpu.xss, vcpu.guest_supported_xcr0, vcpu.pkru)
+    yield from (vcpu.xcr0, vcpu.xss, vcpu.pkru, vcpu.cr4_written, vcpu.cpuid.fingerprint, vcpu.has_run)
     yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
     yield _fpstate(vcpu.guest.fpstate)
     # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.

@@ -117,6 +117,20 @@ class Hlt:
 
 
 @dataclass(frozen=True, slots=True)
+class Xgetbv:
+    """XGETBV of XCR ``index``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCr4:
+    """MOV of ``value`` to CR4."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Malformed:
     """A report that could not be read. Its number is used up, like any other's, and its outcome is what is here."""
 
@@ -141,6 +155,8 @@ EventKind = (
     | XfdSync
     | Init
     | Hlt
+    | Xgetbv
+    | WriteCr4
     | Malformed
 )
 

@@ -25,8 +25,10 @@ from host_agent.events import (
     RegisterRead,
     RegisterWrite,
     Tile,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     Xsetbv,
 )
@@ -35,7 +37,7 @@ from host_agent.exits import ExitResult
 from host_agent.kvm import intercept
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
-from host_agent.kvm.vcpu import Vcpu, clear_mpx_state
+from host_agent.kvm.vcpu import Vcpu, clear_cr4, clear_mpx_state
 from host_agent.state import HostState, TaskRecord, VmRecord
 from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, runner, thread_of
 
@@ -56,6 +58,7 @@ def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explic
         case Init():
             return _init(state, vm, vcpu)
         case Hlt():
+            vcpu.has_run = True  # how else could it execute HLT
             if vcpu.state is VcpuState.ENTERED and not explicit:
                 leave_guest(vm, vcpu)
             return done_outcome(vcpu, Done())
@@ -80,7 +83,7 @@ def _instruction(
     return done_outcome(vcpu, result)
 
 
-def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:
+def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:  # noqa: C901 -- one case a kind
     match kind:
         case Xsetbv(index, value, cpl):
             return intercept.handle_xsetbv(vcpu, index=index, value=value, cpl=cpl)
@@ -100,6 +103,10 @@ def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:
             return intercept.execute_xsave(vcpu, insn=insn, rfbm=rfbm, memory=memory, address=misaligned_by)
         case XfdSync(xfd):
             return _xfd_sync(vcpu, xfd)
+        case Xgetbv(index):
+            return intercept.handle_xgetbv(vcpu, index=index)
+        case WriteCr4(value):
+            return intercept.handle_write_cr4(vcpu, value=value)
         case _:
             raise AssertionError(f"{kind} is no instruction")
 
@@ -216,6 +223,7 @@ def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
     if was_entered:
         leave_guest(vm, vcpu)
     clear_mpx_state(vcpu)
+    clear_cr4(vcpu)
     if task is not None:
         enter_guest(state, vm, vcpu, task)
     return done_outcome(vcpu, None)

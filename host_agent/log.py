@@ -21,6 +21,7 @@ from fpu_core.xsave_insn import XsaveInsn
 from host_agent import commands, events
 from host_agent.errors import Refused
 from host_agent.exits import Decision, DecisionKind
+from host_agent.kvm.cpuid import CpuidEntry
 from host_agent.machine import HostMachine
 from host_agent.state import HostConfig
 
@@ -32,6 +33,7 @@ _CLASSES: Final[dict[str, type]] = {
         *get_args(events.EventKind),
         events.GuestEvent,
         Decision,
+        CpuidEntry,
         FaultAttributes,
         HostConfig,
     )

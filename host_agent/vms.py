@@ -17,10 +17,12 @@ from host_agent.events import GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.exits import ExitResult
 from host_agent.ids import check_id
+from host_agent.kvm.cpuid import CpuidTable, GuestCpuid
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.policy import allocation_policy
-from host_agent.kvm.vcpu import KvmVm, Vcpu, reset_vcpu
-from host_agent.state import HostState, Platform, TaskRecord, VcpuSide, VmRecord, vm_account
+from host_agent.kvm.set_cpuid import set_cpuid2, set_vm_cpuid
+from host_agent.kvm.vcpu import KvmVm, reset_vcpu
+from host_agent.state import HostState, Platform, TaskRecord, VmRecord, vm_account
 from host_agent.tasks import add_task, check_execute, end_task, leave_guest
 from host_agent.tasks import execute as execute_program
 from host_agent.vcpus import remove_vcpu
@@ -186,27 +188,36 @@ def kvm_errno(errno: Errno, what: str) -> Refused:
 
 
 def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
-    """Give the guests their CPUID.0xD.0 mask. After a vCPU has run another one is EINVAL.
+    """KVM_SET_CPUID2 of one vCPU, or of every one and those to come: all of them, or none and the kernel's errno.
 
     Under ``on_swap`` nothing is allocated here and no permission is asked for: that is the swap's business.
     """
     vm = state.vm(command.vm)
-    unsupported = command.xcr0_mask & ~vm.kvm.supported_xcr0
-    if unsupported:
-        raise invalid("xcr0_mask", f"a subset of {vm.kvm.supported_xcr0:#x}", hex(command.xcr0_mask))
-    chosen = [state.vcpu(command.vcpu)] if command.vcpu else list(vm.kvm.vcpus.values())
-    if any(_has_run(vcpu) and vcpu.guest_supported_xcr0 != command.xcr0_mask for vcpu in chosen):
-        raise kvm_errno(Errno.EINVAL, "KVM_SET_CPUID2 after the vCPU has run")
-    if command.vcpu:
-        chosen[0].guest_supported_xcr0 = command.xcr0_mask
-    else:
-        vm.kvm.set_cpuid(command.xcr0_mask)
+    cpuid = _guest_cpuid(vm.kvm, command)
+    vcpu = state.vcpu(command.vcpu) if command.vcpu else None
+    errno = set_cpuid2(vcpu, cpuid) if vcpu is not None else set_vm_cpuid(vm.kvm, cpuid)
+    if errno is not Errno.OK:
+        raise kvm_errno(errno, "KVM_SET_CPUID2")
     vm.revision = state.revision
     return vm
 
 
-def _has_run(vcpu: Vcpu) -> bool:
-    return isinstance(vcpu.agent, VcpuSide) and vcpu.agent.next_seq > 1
+def _guest_cpuid(kvm: KvmVm, command: SetCpuid) -> GuestCpuid:
+    """What a command gives: its own table, or all the host supports cut down to a mask."""
+    if command.table is not None:
+        return GuestCpuid(command.table, kvm.caps)
+    mask = command.xcr0_mask
+    if mask is None:
+        raise invalid("cpuid", "xcr0_mask or table", "none")
+    if mask & ~kvm.supported_xcr0:
+        raise invalid("xcr0_mask", f"a subset of {kvm.supported_xcr0:#x}", hex(mask))
+    return kvm.masked_cpuid(mask)
+
+
+def get_supported_cpuid(state: HostState, name: str) -> CpuidTable:
+    """KVM_GET_SUPPORTED_CPUID as the VM's process gets it now: what it has no permission for is hidden in leaf 0xD."""
+    kvm = state.vm(name).kvm
+    return kvm.supported_cpuid(kvm.permitted_xcr0)
 
 
 def required_size(state: HostState, name: str) -> int:

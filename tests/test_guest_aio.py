@@ -341,6 +341,9 @@ async def test_the_hosts_calls(host: AsyncHost) -> None:
     assert (await host.disarm_fault(fault.name)).name == fault.name
     assert (await host.reset_vm("vms/a")).name == "vms/a"
     assert await host.list_exits() == []
+    supported = await host.get_supported_cpuid("vms/a")
+    assert await host.set_cpuid("vms/a", table=supported.cpuid.entries) == supported.xcomp_guest_supp
+    assert await host.set_cpuid("vms/a", xcr0_mask=0x2E7, vcpu=VCPU) == 0x2E7
     await host.delete_vcpu(VCPU)
     await host.delete_vm("vms/a", force=True)
     with pytest.raises(HostError, match="VM_NOT_FOUND"):

@@ -27,8 +27,10 @@ from guest_agent.event import (
     RegisterWrite,
     Tile,
     TileOp,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     XsaveInsn,
     Xsetbv,
@@ -129,6 +131,8 @@ EVENTS: list[tuple[GuestEvent, str]] = [
     (XfdSync(1 << 18), "xfd_sync"),
     (Init(), "init"),
     (Hlt(), "hlt"),
+    (Xgetbv(1), "xgetbv"),
+    (WriteCr4(1 << 18), "write_cr4"),
     *((Xsave(insn, 2**64 - 1, b"m", 16), "xsave") for insn in XsaveInsn),
 ]
 

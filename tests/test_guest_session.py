@@ -160,6 +160,24 @@ def test_a_mistake_is_raised_and_the_next_event_goes_on(host: Host) -> None:
         assert isinstance(port.hlt(), Done)
 
 
+def test_the_guest_sees_the_cpuid_its_vmm_sets(host: Host) -> None:
+    """An empty table leaves XCR0 nothing but x87; CR4.OSXSAVE decides whether there is an XCR0 at all."""
+    vcpu = create_guest(host, "a")
+    supported = host.get_supported_cpuid("vms/a").cpuid.entries
+    assert host.set_cpuid("vms/a", table=supported) == XCR0_WITH_TILES
+    assert host.set_cpuid("vms/a", table=[]) == 0
+    with pytest.raises(ValueError, match="xcr0_mask or table, and not both"):
+        host.set_cpuid("vms/a")
+    with open_session(host.channel, vcpus=[vcpu]) as session:
+        port = session.vcpu(vcpu)
+        assert port.xsetbv(0x3) == Injected(13, error_code=0)
+        assert isinstance(read := port.xgetbv(), Done)
+        assert read.value == 1
+        assert port.write_cr4(1 << 18) == Injected(13, error_code=0), "no XSAVE in the guest's CPUID"
+    with pytest.raises(HostError, match="EINVAL"):
+        host.set_cpuid("vms/a", table=supported)
+
+
 def test_a_number_beyond_the_wire_uses_no_number(host: Host) -> None:
     """It is refused here, before anything is sent."""
     vcpu = create_guest(host, "a")

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fault_lab.injection.table import FaultAttributes
 from fpu_core.alloc import FAULT_POINTS
 from fpu_core.tile import TileOp
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_SSE
+from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_SSE
 from fpu_core.xsave_insn import XsaveInsn
 from host_agent.commands import (
     AckDirective,
@@ -73,8 +73,10 @@ from host_agent.events import (
     RegisterWrite,
     RejectedOutcome,
     Tile,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     Xsetbv,
 )
@@ -116,6 +118,9 @@ kinds: st.SearchStrategy[EventKind] = st.one_of(
         st.sampled_from([0, 0, 16, 64]),
     ),
     st.builds(XfdSync, st.sampled_from([0, 0x40000, 2])),
+    st.builds(Wrmsr, st.just(MSR_IA32_XSS), st.sampled_from([0, 0x800, 0x1800, 0x100])),
+    st.builds(Xgetbv, st.sampled_from([0, 1, 2])),
+    st.builds(WriteCr4, st.sampled_from([1 << 18, 1 << 18, 1 << 18, 0, 1 << 63])),
     st.builds(Preempt, st.sampled_from([None, 0, 1, 2])),
     st.builds(Nm, st.booleans()),
     st.builds(Enter, st.sampled_from(["", "main", "t0", "nobody"])),
@@ -421,6 +426,13 @@ class HostRules(RuleBasedStateMachine):
     def set_cpuid(self, vm: str, mask: int) -> None:
         """KVM_SET_CPUID2, early or late."""
         self.do(SetCpuid(vm=vm, xcr0_mask=mask))
+
+    @rule(vm=st.sampled_from(VMS), what=st.sampled_from(["supported", "supported", "empty", "double"]))
+    def set_cpuid_table(self, vm: str, what: str) -> None:
+        """KVM_SET_CPUID2 with a table: what is supported now, nothing, or every entry twice."""
+        found = self.host.machine.state.vms.get(vm)
+        table = found.kvm.supported_cpuid(found.kvm.permitted_xcr0) if found is not None else ()
+        self.do(SetCpuid(vm=vm, table={"supported": table, "empty": (), "double": table * 2}[what]))
 
     @precondition(any_vcpu)
     @rule(nr=index, bv=st.sampled_from([0, 2, 3, 0x40002, 0x60002, 1 << 11]), size=sizes, seed=seeds)

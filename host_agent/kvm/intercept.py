@@ -14,12 +14,16 @@ from fpu_core.guest import sync_guest_vmexit_xfd_state
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_MASK_USER_DYNAMIC
 from fpu_core.xsave_insn import XsaveInsn, xrstor_from_memory, xsave_to_memory
+from host_agent.kvm.cpuid import X86_CR4_OSXSAVE
+from host_agent.kvm.cr4 import cr4_error
 from host_agent.kvm.growth import needs_action, update_intercepts
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, Trigger, gp
 from host_agent.kvm.run import guest_window
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcr0 import xcr0_error
 from host_agent.kvm.xss import xss_error, xss_unsupported
+
+_OSXSAVE_OFF = Inject(Vector.UD, why="CR4.OSXSAVE is 0")
 
 
 class XfdSyncNeedsGrowthError(Exception):
@@ -32,13 +36,38 @@ class XfdSyncNeedsGrowthError(Exception):
 
 
 def handle_xsetbv(vcpu: Vcpu, *, index: int, value: int, cpl: int = 0) -> Intercepted:
-    """XSETBV. #UD for CR4.OSXSAVE = 0 comes before the intercept and is not ours."""
+    """XSETBV. #UD for CR4.OSXSAVE = 0 is the processor's, and comes before the intercept."""
+    if not vcpu.cr4 & X86_CR4_OSXSAVE:
+        return _OSXSAVE_OFF
     if cpl != 0:
         return gp("XSETBV is for CPL 0")
     error = xcr0_error(index & 0xFFFF_FFFF, value, vcpu.guest_supported_xcr0)
     if error is not None:
         return gp(f"XSETBV: {error}")
     return vcpu.vm.execute_write(vcpu, PendingWrite(Trigger.XSETBV, value, vcpu.fpstate.xfd))
+
+
+def handle_xgetbv(vcpu: Vcpu, *, index: int) -> Done | Inject:
+    """XGETBV, which the processor executes by itself: XCR0, or what of it is in use (index 1).
+
+    Source: SDM vol. 2, XGETBV.
+    """
+    if not vcpu.cr4 & X86_CR4_OSXSAVE:
+        return _OSXSAVE_OFF
+    index &= 0xFFFF_FFFF
+    if index == 1 and vcpu.vm.host.config.caps.XGETBV1:
+        with guest_window(vcpu) as cpu:
+            return Done(value=cpu.xcr0 & cpu.xinuse)
+    return Done(value=vcpu.xcr0) if index == 0 else gp(f"XGETBV: there is no XCR{index}")
+
+
+def handle_write_cr4(vcpu: Vcpu, *, value: int) -> Done | Inject:
+    """MOV to CR4. CPUID's OSXSAVE and OSPKE follow it."""
+    error = cr4_error(vcpu.cpuid, value)
+    if error is not None:
+        return gp(f"CR4: {error}")
+    vcpu.cr4_written = value
+    return Done()
 
 
 def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
@@ -115,7 +144,7 @@ def write_register(vcpu: Vcpu, *, feature: int, offset: int, data: bytes) -> Don
     """The guest loads a register: an instruction that uses ``feature``, with its #UD, #NM and #GP."""
     _check_feature(vcpu, feature)
     with guest_window(vcpu) as cpu:
-        fault = cpu.register_fault(feature, vcpu.xcr0)
+        fault = cpu.register_fault(feature, vcpu.enabled_xcr0)
         if fault is None:
             fault = cpu.write_register(feature, offset, data)
     return Done() if fault is None else _inject(vcpu, fault)
@@ -127,7 +156,7 @@ def read_register(vcpu: Vcpu, *, feature: int, offset: int, length: int) -> Done
     if offset < 0 or length < 1 or offset + length > size:
         raise FieldError("length", f"1..{size} bytes that end at or before byte {size} of the component", length)
     with guest_window(vcpu) as cpu:
-        fault = cpu.register_fault(feature, vcpu.xcr0)
+        fault = cpu.register_fault(feature, vcpu.enabled_xcr0)
         raw = b"" if fault is not None else cpu.read_register(feature)
     return Done(data=raw[offset : offset + length]) if fault is None else _inject(vcpu, fault)
 
@@ -135,7 +164,7 @@ def read_register(vcpu: Vcpu, *, feature: int, offset: int, length: int) -> Done
 def execute_tile(vcpu: Vcpu, *, op: TileOp, tile: int, memory: bytes) -> Done | Inject:
     """A tile instruction, executed by the modelled processor on the guest's behalf."""
     with guest_window(vcpu) as cpu:
-        result = cpu.tile_instruction(op, tile, memory, vcpu.xcr0)
+        result = cpu.tile_instruction(op, tile, memory, vcpu.enabled_xcr0)
     return _inject(vcpu, result) if isinstance(result, Vector) else Done(data=result)
 
 
@@ -144,6 +173,8 @@ def execute_xsave(vcpu: Vcpu, *, insn: XsaveInsn, rfbm: int, memory: bytes, addr
 
     No VMM intercepts them. XCR0 and XFD are the guest's; ``FieldError`` where ``memory`` is too short for the image.
     """
+    if not vcpu.cr4 & X86_CR4_OSXSAVE:
+        return _OSXSAVE_OFF
     image = bytearray(memory)
     with guest_window(vcpu) as cpu:
         fault = (

@@ -19,6 +19,7 @@ from fpu_core.fpu import Fpu
 from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
 from fpu_core.swap import SwapResult, abandon_swap, swap_in, swap_out
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.kvm.cpuid import X86_CR4_OSXSAVE
 from host_agent.kvm.lifecycle import VcpuEvent
 from host_agent.kvm.vcpu import Vcpu
 
@@ -28,6 +29,7 @@ def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> None:
     vcpu.move(VcpuEvent.ENTER)
     swap_in(fpu, vcpu.guest)
     vcpu.fpu = fpu
+    vcpu.has_run = True
     check_entry(vcpu)
 
 
@@ -71,9 +73,10 @@ def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
     cpu = running_cpu(fpu)
     switch_fpu_return(fpu)
     host_xcr0, host_xss, host_pkru = cpu.xcr0, cpu.xss, read_pkru(cpu)
-    cpu.xcr0 = vcpu.xcr0
-    if vcpu.has_xsaves:
-        cpu.xss = vcpu.xss
+    if vcpu.cr4 & X86_CR4_OSXSAVE:
+        cpu.xcr0 = vcpu.xcr0
+        if "XSAVES" in vcpu.cpuid.features:
+            cpu.xss = vcpu.xss
     write_pkru(cpu, vcpu.pkru)
     if vcpu.guest.xfd_err:
         cpu.xfd_err = vcpu.guest.xfd_err

@@ -1,7 +1,7 @@
 """Vcpu and Vm: what KVM knows about a guest, beside its FPU container.
 
-Source: arch/x86/include/asm/kvm_host.h, struct kvm_vcpu_arch (xcr0, guest_supported_xcr0, guest_fpu,
-xfd_no_write_intercept, pkru).
+Source: arch/x86/include/asm/kvm_host.h, struct kvm_vcpu_arch (xcr0, ia32_xss, cpuid_entries,
+guest_supported_xcr0, guest_fpu, xfd_no_write_intercept, pkru).
 """
 
 from __future__ import annotations
@@ -16,33 +16,18 @@ from fpu_core.guest import alloc_guest_fpstate, free_guest_fpstate, guest_contai
 from fpu_core.layout import FXSAVE_SIZE_BYTES
 from fpu_core.permission import get_permitted
 from fpu_core.xfeature import (
-    XFEATURE_MASK_AVX512,
     XFEATURE_MASK_BNDCSR,
     XFEATURE_MASK_BNDREGS,
-    XFEATURE_MASK_CET,
     XFEATURE_MASK_FP,
-    XFEATURE_MASK_FPSSE,
-    XFEATURE_MASK_PKRU,
     XFEATURE_MASK_USER_DYNAMIC,
-    XFEATURE_MASK_XTILE,
     XFEATURE_MASK_XTILE_CFG,
-    XFEATURE_MASK_YMM,
     for_each_set_bit,
 )
+from host_agent.kvm.caps import KvmCaps, kvm_caps
+from host_agent.kvm.cpuid import X86_CR4_OSXSAVE, X86_CR4_PKE, CpuidTable, GuestCpuid
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, next_state
 from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
-
-#: What KVM can give a guest at all. Source: arch/x86/kvm/x86.c, KVM_SUPPORTED_XCR0.
-KVM_SUPPORTED_XCR0 = (
-    XFEATURE_MASK_FPSSE
-    | XFEATURE_MASK_YMM
-    | XFEATURE_MASK_BNDREGS
-    | XFEATURE_MASK_BNDCSR
-    | XFEATURE_MASK_AVX512
-    | XFEATURE_MASK_PKRU
-    | XFEATURE_MASK_XTILE
-)
-
+from host_agent.kvm.supported_cpuid import cut_down, supported_cpuid
 
 #: What an allocation policy is.
 WritePolicy = Callable[["Vcpu", PendingWrite], Done | ReallocExit]
@@ -58,48 +43,50 @@ class KvmVm:
     leader: Fpu
     #: The allocation policy: how a legal write happens that the container may be too small for.
     execute_write: WritePolicy
-    #: CPUID.0xD.0 EDX:EAX as given to the guests; None until set, then what the host supports is given.
-    cpuid_xcr0: int | None = None
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
-    #: What a guest may enable by its CPUID: one int that every vCPU of the VM shares.
-    guest_supported_xcr0: int = 0
     #: The VM type keeps its confidential vCPUs' state from userspace and says so (EINVAL): newer SEV-ES, SNP, TDX.
     #: Without it a confidential vCPU reads as zeros and takes every write in silence: KVM_SEV_ES_INIT, the older way.
     has_protected_state: bool = False
+    #: What KVM could give a guest on this host.
+    caps: KvmCaps = field(init=False)
+    #: The CPUID of vCPUs that were given none of their own: all the host supports, until one is set for the VM.
+    cpuid: GuestCpuid = field(init=False)
+
+    #: Whether somebody has set it.
+    cpuid_given: bool = False
 
     def __post_init__(self) -> None:
-        self.set_cpuid(self.cpuid_xcr0)
-
-    def set_cpuid(self, xcr0_mask: int | None) -> None:
-        """KVM_SET_CPUID2 for every vCPU: CPUID.0xD.0 EDX:EAX, None for all the host supports."""
-        self.cpuid_xcr0 = xcr0_mask
-        supported = self.supported_xcr0
-        self.guest_supported_xcr0 = supported if xcr0_mask is None else supported & xcr0_mask
-        for vcpu in self.vcpus.values():
-            vcpu.guest_supported_xcr0 = self.guest_supported_xcr0
+        self.caps = kvm_caps(self.host.config)
+        self.cpuid = GuestCpuid(self.supported_cpuid(self.supported_xcr0), self.caps)
 
     @property
     def supported_xcr0(self) -> int:
         """kvm_caps.supported_xcr0: what KVM could give a guest on this host, permission aside."""
-        return self.host.config.user.max_features & KVM_SUPPORTED_XCR0
+        return self.caps.supported_xcr0
 
     @property
-    def supported_xss(self) -> int:
-        """kvm_caps.supported_xss: CET, both halves of it or none, where the host has XSAVES and saves it.
+    def guest_supported_xcr0(self) -> int:
+        """What a vCPU made now may enable by its CPUID."""
+        return self.cpuid.supported_xcr0
 
-        Source: arch/x86/kvm/x86.c, kvm_setup_xss_caps().
-        """
+    def supported_cpuid(self, xcr0: int) -> CpuidTable:
+        """KVM_GET_SUPPORTED_CPUID for a process that may use ``xcr0`` in its guests."""
         config = self.host.config
-        supported = config.kernel.max_features & config.rules.kvm_supported_xss
-        return supported if config.caps.XSAVES and supported & XFEATURE_MASK_CET == XFEATURE_MASK_CET else 0
+        return supported_cpuid(config.profile, config.table, self.caps, xcr0=xcr0)
+
+    def masked_cpuid(self, xcr0: int) -> GuestCpuid:
+        """All the host supports, cut down to ``xcr0``: a CPUID for those who do not want to make a table."""
+        everything = self.supported_cpuid(self.supported_xcr0)
+        return GuestCpuid(cut_down(everything, self.host.config.table, xcr0=xcr0), self.caps)
 
     @property
     def permitted_xcr0(self) -> int:
-        """What of it the process may use now. Source: cpuid.c, kvm_get_filtered_xcr0(): 17 goes where 18 may not."""
-        permitted = self.supported_xcr0 & ~XFEATURE_MASK_USER_DYNAMIC
-        permitted |= self.supported_xcr0 & get_permitted(self.leader, guest=True)
-        if not permitted & XFEATURE_MASK_USER_DYNAMIC:
-            permitted &= ~XFEATURE_MASK_XTILE_CFG
+        """What of it the process may use now: 17 goes where 18 may not. Source: x86.h, kvm_get_filtered_xcr0()."""
+        permitted = self.supported_xcr0
+        if permitted & XFEATURE_MASK_USER_DYNAMIC:
+            permitted &= get_permitted(self.leader, guest=True)
+            if not permitted & XFEATURE_MASK_USER_DYNAMIC:
+                permitted &= ~XFEATURE_MASK_XTILE_CFG
         return permitted
 
 
@@ -108,9 +95,11 @@ class Vcpu:
 
     __slots__ = (
         "agent",
+        "cpuid",
+        "cr4_written",
         "fpu",
         "guest",
-        "guest_supported_xcr0",
+        "has_run",
         "incarnation",
         "index",
         "nm_intercept",
@@ -135,8 +124,12 @@ class Vcpu:
         self.xcr0 = XFEATURE_MASK_FP
         #: IA32_XSS. RESET clears it, INIT keeps it.
         self.xss = 0
-        #: What the guest's CPUID lets it put into XCR0, bit 0 aside.
-        self.guest_supported_xcr0 = vm.guest_supported_xcr0
+        #: The guest's CPUID, as set last: shared with the VM's other vCPUs unless set for this one alone.
+        self.cpuid = vm.cpuid
+        #: CR4 as the guest wrote it last; None while nobody has reported a write.
+        self.cr4_written: int | None = None
+        #: From the first KVM_RUN on the CPUID cannot change. RESET allows it again.
+        self.has_run = False
         self.pkru = 0
         #: #NM exits are taken: from the first non-zero XFD on.
         self.nm_intercept = False
@@ -153,19 +146,32 @@ class Vcpu:
         return guest_container(self.guest)
 
     @property
-    def has_xfd(self) -> bool:
-        """Whether the guest's CPUID has XFD (0xD.1 EAX[4])."""
-        return self.vm.host.config.caps.XFD
+    def guest_supported_xcr0(self) -> int:
+        """What the guest's CPUID lets it put into XCR0, bit 0 aside."""
+        return self.cpuid.supported_xcr0
 
     @property
-    def has_xsaves(self) -> bool:
-        """Whether the guest's CPUID has XSAVES (0xD.1 EAX[3])."""
-        return self.vm.host.config.caps.XSAVES
+    def cr4(self) -> int:
+        """CR4. Until a write of it is reported, as an operating system has set it before it first touches XCR0."""
+        if self.cr4_written is not None:
+            return self.cr4_written
+        osxsave = X86_CR4_OSXSAVE if "XSAVE" in self.vm.caps.features else 0
+        return osxsave | (X86_CR4_PKE if "PKU" in self.cpuid.features else 0)
+
+    @property
+    def enabled_xcr0(self) -> int:
+        """The components whose instructions do not raise #UD: none of XCR0's while CR4.OSXSAVE is 0."""
+        return self.xcr0 if self.cr4 & X86_CR4_OSXSAVE else 0
 
     @property
     def guest_supported_xss(self) -> int:
         """What the guest's CPUID lets it put into XSS."""
-        return self.vm.supported_xss
+        return self.cpuid.supported_xss
+
+    @property
+    def has_xfd(self) -> bool:
+        """Whether the guest has XFD: its CPUID says so (0xD.1 EAX[4]), and KVM has it."""
+        return "XFD" in self.cpuid.features
 
     @property
     def xfd_allowed(self) -> int:
@@ -205,6 +211,8 @@ def reset_vcpu(vcpu: Vcpu) -> None:
     vcpu.move(VcpuEvent.RESET)
     vcpu.xcr0 = XFEATURE_MASK_FP
     vcpu.xss = 0
+    vcpu.has_run = False
+    clear_cr4(vcpu)
     vcpu.guest.xfd_err = 0
     vcpu.pkru = 0
     # Not by XSTATE_BV alone: FXRSTOR loads x87 and SSE, and a standard-format XRSTOR loads MXCSR, whatever it says.
@@ -212,6 +220,12 @@ def reset_vcpu(vcpu: Vcpu) -> None:
     fpstate_init_user(vcpu.fpstate, vcpu.vm.host.config)
     update_guest_xfd(None, vcpu.guest, 0)
     vcpu.incarnation += 1
+
+
+def clear_cr4(vcpu: Vcpu) -> None:
+    """RESET and INIT make CR4 0, for a vCPU whose CR4 is reported."""
+    if vcpu.cr4_written is not None:
+        vcpu.cr4_written = 0
 
 
 def clear_mpx_state(vcpu: Vcpu) -> None:

@@ -12,6 +12,7 @@ from fpu_core.xfeature import (
     XFEATURE_MASK_BNDCSR,
     XFEATURE_MASK_BNDREGS,
     XFEATURE_MASK_FP,
+    XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_SSE,
     XFEATURE_MASK_XTILE,
     XFEATURE_MASK_YMM,
@@ -41,3 +42,11 @@ def xcr0_error(index: int, value: int, supported: int) -> str | None:
     if value & XFEATURE_MASK_XTILE not in (0, XFEATURE_MASK_XTILE):
         return "XTILE_CFG and XTILE_DATA go together"
     return None
+
+
+def moves_cpuid(old: int, new: int) -> bool:
+    """Whether XCR0 going from ``old`` to ``new`` makes KVM compute leaf 0xD again: an extended component changed.
+
+    Source: arch/x86/kvm/x86.c, __kvm_set_xcr(), XFEATURE_MASK_EXTEND.
+    """
+    return bool((old ^ new) & ~XFEATURE_MASK_FPSSE)

@@ -9,23 +9,22 @@ from host_agent.kvm.vcpu import Vcpu
 
 
 def xss_unsupported(vcpu: Vcpu, *, host_initiated: bool) -> str | None:
-    """Return why there is no XSS for this access at all; None if there is.
-
-    The guest needs XSAVES in its CPUID. So does userspace since 6.18; before, it did not.
-    """
-    if vcpu.has_xsaves or (host_initiated and vcpu.vm.host.config.rules.host_sets_xss_without_cpuid):
-        return None
-    return "the guest's CPUID has no XSAVES"
+    """Return why XSS cannot be read; None if it can. Userspace always can, the guest with XSAVES in its CPUID."""
+    return None if host_initiated or "XSAVES" in vcpu.cpuid.declared else "the guest's CPUID has no XSAVES"
 
 
 def xss_error(vcpu: Vcpu, value: int, *, host_initiated: bool) -> str | None:
     """Return the rule that XSS = ``value`` breaks; None if it may be written.
 
-    An MSR that KVM lists for saving, but the guest has not, still takes a 0 from userspace.
+    Since 6.18 userspace too needs XSAVES in the guest's CPUID to write it; a 0 goes where KVM lists XSS for saving.
     """
-    unsupported = xss_unsupported(vcpu, host_initiated=host_initiated)
-    if unsupported is not None:
-        return None if host_initiated and value == 0 and vcpu.vm.supported_xss else unsupported
+    vm = vcpu.vm
+    if "XSAVES" not in vcpu.cpuid.declared:
+        if not host_initiated:
+            return "the guest's CPUID has no XSAVES"
+        if not vm.host.config.rules.host_sets_xss_without_cpuid:
+            listed = bool(vm.caps.supported_xss)
+            return None if listed and value == 0 else "the guest's CPUID has no XSAVES"
     if value & ~vcpu.guest_supported_xss:
         return f"bits {value & ~vcpu.guest_supported_xss:#x} are not supported for this guest"
     return None

@@ -6,20 +6,21 @@ from typing import Final
 
 from fpstate.v1 import vm_pb2, vm_pb2_grpc
 
-from host_agent.commands import DeleteVm, RequestPermission, ResetVm, SetCpuid
+from host_agent.commands import DeleteVm, RequestPermission, ResetVm
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.interceptor import Context
 from host_agent.service.paging import page
 from host_agent.service.translate.fields import enum_name, header, request_id, vcpu_name, vm_name
 from host_agent.service.translate.vm import (
+    cpuid_table_to_proto,
     create_vm_from_proto,
+    set_cpuid_from_proto,
     update_vm_from_proto,
     vm_to_proto,
-    xcr0_mask_from_proto,
 )
 from host_agent.state import VmRecord
-from host_agent.vms import required_size, vm_etag
+from host_agent.vms import get_supported_cpuid, required_size, vm_etag
 
 _SCOPES: Final[dict[int, str]] = {vm_pb2.PERMISSION_SCOPE_HOST: "HOST", vm_pb2.PERMISSION_SCOPE_GUEST: "GUEST"}
 
@@ -87,15 +88,20 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         vcpu = vcpu_name("vcpu", request.vcpu) if request.vcpu else ""
         if vcpu and not vcpu.startswith(f"{vm.name}/"):
             raise field_invalid("vcpu", f"a vCPU of {vm.name}", vcpu)
-        command = SetCpuid(
-            vm=vm.name,
-            vcpu=vcpu,
-            xcr0_mask=xcr0_mask_from_proto(request, vm),
-            request_id=request_id(request.request_id),
-        )
-        self._agent.submit(command)
+        self._agent.submit(set_cpuid_from_proto(request, vcpu))
         supported = state.vcpu(vcpu).guest_supported_xcr0 if vcpu else vm.kvm.guest_supported_xcr0
         return vm_pb2.SetCpuidResponse(header=header(state), guest_supported_xcr0=supported)
+
+    async def GetSupportedCpuid(
+        self, request: vm_pb2.GetSupportedCpuidRequest, context: Context
+    ) -> vm_pb2.GetSupportedCpuidResponse:
+        """KVM_GET_SUPPORTED_CPUID and KVM_X86_XCOMP_GUEST_SUPP."""
+        state, name = self._agent.state, vm_name("name", request.name)
+        return vm_pb2.GetSupportedCpuidResponse(
+            header=header(state),
+            cpuid=cpuid_table_to_proto(get_supported_cpuid(state, name)),
+            xcomp_guest_supp=state.vm(name).kvm.supported_xcr0,
+        )
 
     async def GetRequiredSize(
         self, request: vm_pb2.GetRequiredSizeRequest, context: Context

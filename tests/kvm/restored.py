@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from fpu_core.errors import Errno
+from host_agent.kvm.set_cpuid import set_vm_cpuid
 from host_agent.kvm.vcpu import Vcpu
 from tests.core.world import Guest, World
 
@@ -19,7 +20,9 @@ def outside(
     world = World.create(profile)
     if permitted:
         assert world.request("a", guest=True) is Errno.OK
-    world.vms["a"].set_cpuid(cpuid)
+    if cpuid is not None:
+        vm = world.vms["a"]
+        assert set_vm_cpuid(vm, vm.masked_cpuid(cpuid)) is Errno.OK
     guest = world.create_vcpu("a", 0, confidential=confidential)
     assert isinstance(guest, Guest)
     return world, guest.vcpu

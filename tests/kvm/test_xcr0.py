@@ -14,7 +14,7 @@ import pytest
 from fpu_core.cpu import Vector
 from host_agent.kvm.intercept import handle_xsetbv
 from host_agent.kvm.outcome import Done, Inject
-from host_agent.kvm.xcr0 import xcr0_error
+from host_agent.kvm.xcr0 import moves_cpuid, xcr0_error
 from tests.core.world import Guest, World
 
 DATA = Path(__file__).parents[1] / "data"
@@ -62,6 +62,8 @@ def test_against_the_kernels_own_check() -> None:
     ours = {(mask, value) for mask in supported for value in values if xcr0_error(0, value, mask) is None}
     assert len(values) == 1 << 14
     assert ours == accepted
+    moved = {int(value, 16): bool(moves) for _, value, moves in data["accepted"]}
+    assert {value: moves_cpuid(1, value) for value in moved} == moved
 
 
 def _subsets(bits: list[int]) -> list[tuple[int, ...]]:

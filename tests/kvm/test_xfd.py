@@ -10,7 +10,7 @@ import contextlib
 import pytest
 
 from fpu_core.cpu import Vector
-from fpu_core.errors import FieldError
+from fpu_core.errors import Errno, FieldError
 from fpu_core.sched import switch_to
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR
@@ -18,6 +18,7 @@ from fpu_core.xfeature import XFEATURE_MASK_XTILE_DATA as TILE_DATA
 from host_agent.kvm import intercept
 from host_agent.kvm.outcome import Done, Inject
 from host_agent.kvm.run import guest_window
+from host_agent.kvm.set_cpuid import set_vm_cpuid
 from host_agent.kvm.vcpu import reset_vcpu
 from tests.core.samples import tilecfg
 from tests.core.world import Guest, World
@@ -32,7 +33,9 @@ def entered(
     world = World.create(profile)
     if permitted:
         world.request("a", guest=True)
-    world.vms["a"].set_cpuid(cpuid)
+    if cpuid is not None:
+        vm = world.vms["a"]
+        assert set_vm_cpuid(vm, vm.masked_cpuid(cpuid)) is Errno.OK
     guest = world.create_vcpu("a", 0)
     assert isinstance(guest, Guest)
     fpu = world.tasks["a/main"].fpu

@@ -11,10 +11,11 @@ from fpu_core.cpu import Vector
 from fpu_core.rules import KERNEL_6_12, KERNEL_6_18, KernelRules
 from fpu_core.xfeature import MSR_IA32_XSS
 from host_agent.kvm import intercept
+from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.outcome import Done, Inject
 from host_agent.kvm.run import guest_window
 from host_agent.kvm.vcpu import reset_vcpu
-from host_agent.kvm.xss import xss_error
+from host_agent.kvm.xss import xss_error, xss_unsupported
 from tests.core.world import Guest, World
 
 CET = 0x1800
@@ -62,6 +63,19 @@ def test_a_vmm_may_write_what_the_guest_may(rules: KernelRules) -> None:
     _, guest = entered(rules=rules)
     taken = [bit for bit in range(64) if xss_error(guest.vcpu, 1 << bit, host_initiated=True) is None]
     assert taken == ([] if rules is KERNEL_6_12 else [11, 12])
+
+
+def test_userspace_reads_what_it_may_not_write() -> None:
+    """Without XSAVES in the guest's CPUID a VMM reads XSS, and since 6.18 writes 0 only: seen on a real 6.18."""
+    for rules, writes in ((KERNEL_6_12, [0]), (KERNEL_6_18, [0])):
+        vcpu = entered(rules=rules)[1].vcpu
+        vcpu.cpuid = GuestCpuid((), vcpu.vm.caps)
+        assert xss_unsupported(vcpu, host_initiated=True) is None
+        assert xss_unsupported(vcpu, host_initiated=False) is not None
+        assert [bits for bits in (0, CET) if xss_error(vcpu, bits, host_initiated=True) is None] == writes
+    vcpu = entered("goldmont")[1].vcpu
+    vcpu.cpuid = GuestCpuid((), vcpu.vm.caps)
+    assert xss_error(vcpu, 0, host_initiated=True) is not None, "no XSS that KVM would list"
 
 
 def test_the_guest_executes_under_its_own_xss() -> None:

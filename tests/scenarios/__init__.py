@@ -20,7 +20,8 @@ can say why each line of it is right.
 
     create-vm NAME [profile=] [without=] [rules=] [limit=] [protected]
                                                             delete-vm NAME [force]     reset-vm NAME
-    permit guest|host FEATURE [vm=]                         cpuid MASK [vm=]
+    permit guest|host FEATURE [vm=]                         supported-cpuid [vm=]
+    cpuid MASK|empty|supported|long [without=] [vm=] [vcpu=]
     create-vcpu N [vm=] [task=] [confidential]              delete-vcpu VCPU
     task NAME create | schedule CPU | preempt | load FEATURE PATTERN | read FEATURE
               | kernel-fpu | clone CHILD thread|process | exec | exit
@@ -28,7 +29,7 @@ can say why each line of it is right.
     limit vm|host BYTES|none                                advance DURATION
     preempt-at intercept|realloc [kernel-fpu]               trace on|off
     session [explicit] [vcpus=] [lease=] [client=]          close-session [N]
-    guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS
+    guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS, and cpuid LEAF [SUB]
     guest [VCPU] xsave|xsaveopt|xsavec|xrstor MEMORY [rfbm=] [xstate_bv=] [xcomp_bv=] [misaligned=]
     controller NAME [scope=] [lease=] [label=]              keep-alive [N]
     decide DECISION [exit=] [generation=] [as=]             decisions: controller_commands.DECISIONS

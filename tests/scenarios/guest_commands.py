@@ -23,14 +23,18 @@ from host_agent.events import (
     RegisterRead,
     RegisterWrite,
     Tile,
+    WriteCr4,
     Wrmsr,
     XfdSync,
+    Xgetbv,
     Xsave,
     Xsetbv,
 )
 from host_agent.guest_events import intercepts
+from host_agent.kvm.cpuid import X86_CR4_OSXSAVE, X86_CR4_PKE
 from tests.scenarios import outcomes
 from tests.scenarios.block import ScenarioError
+from tests.scenarios.cpuid_commands import guest_cpuid_instruction
 from tests.scenarios.operands import Words, feature, mask, number, span
 from tests.scenarios.session_commands import session_of
 from tests.scenarios.world import World
@@ -38,6 +42,7 @@ from tests.scenarios.world import World
 #: Room for every component in either format.
 _MEMORY_BYTES: Final = 12288
 
+CR4_BITS: Final = {"OSXSAVE": X86_CR4_OSXSAVE, "PKE": X86_CR4_PKE}
 MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR, "XSS": MSR_IA32_XSS}
 
 
@@ -46,6 +51,9 @@ def guest(world: World, words: Words) -> None:
     label = words.take("a vCPU or an event") if words.peek().rpartition("/")[2].isdecimal() else ""
     vcpu = world.vcpu(label or "0")
     name = world.vcpu_name(label or "0")
+    if words.peek() == "cpuid":
+        guest_cpuid_instruction(world, words, vcpu)
+        return
     event = words.take(f"one of {', '.join(EVENTS)}")
     if event not in EVENTS:
         raise ScenarioError(f"guest: expected one of {', '.join(EVENTS)}, got {event!r}")
@@ -110,6 +118,18 @@ def _wrmsr(_world: World, words: Words) -> Parsed:
 def _rdmsr(_world: World, words: Words) -> Parsed:
     name = words.take("XFD or XFD_ERR")
     return "G", f"RDMSR {name}", Rdmsr(_msr(name))
+
+
+def _xgetbv(_world: World, words: Words) -> Parsed:
+    index = number(words.take("an index"))
+    return "G", f"XGETBV XCR{index:#x}" if index > 9 else f"XGETBV XCR{index}", Xgetbv(index)
+
+
+def _write_cr4(_world: World, words: Words) -> Parsed:
+    """``write-cr4 OSXSAVE|PKE``: bits by name or number."""
+    text = words.take("bits")
+    value = sum(CR4_BITS[name] if name in CR4_BITS else number(name) for name in text.split("|"))
+    return "G", f"MOV CR4={text}", WriteCr4(value)
 
 
 def _msr(name: str) -> int:
@@ -233,5 +253,7 @@ EVENTS: Final[dict[str, Callable[[World, Words], Parsed]]] = {
     "tilestored": _tilestored,
     "tilezero": _tilezero,
     "tilerelease": _tilerelease,
+    "xgetbv": _xgetbv,
+    "write-cr4": _write_cr4,
     **{insn.value: _xsave(insn) for insn in XsaveInsn},
 }

@@ -18,14 +18,13 @@ from host_agent.commands import (
     DisarmFault,
     RequestPermission,
     ResetVm,
-    SetCpuid,
     SetHostLimit,
     UpdateVm,
 )
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import VmRecord
 from tests.scenarios.block import ScenarioError
-from tests.scenarios.operands import Words, duration_ns, feature, format_ns, mask, number
+from tests.scenarios.operands import Words, duration_ns, feature, format_ns, number
 from tests.scenarios.world import PREEMPT_POINTS, PlannedPreemption, World
 
 _POINTS = {"guest": POINT_GUEST_ALLOC, "realloc": POINT_REALLOC_ALLOC, "task": POINT_TASK_REALLOC_ALLOC}
@@ -95,15 +94,6 @@ def permit(world: World, words: Words) -> None:
     world.lanes.user(f"arch_prctl({name}, {nr})")
     permitted: int = world.apply(RequestPermission(vm=vm.name, feature=nr, guest=whose == "guest"))
     world.lanes.append(f"= 0, permitted {permitted:#x}")
-
-
-def cpuid(world: World, words: Words) -> None:
-    """KVM_SET_CPUID2: leaf 0xD of the VM's guests."""
-    value, vm = mask(words.take("a mask")), world.vm(words.key("vm"))
-    words.end()
-    world.lanes.user(f"KVM_SET_CPUID2 0xD={value:#x}")
-    world.apply(SetCpuid(vm=vm.name, xcr0_mask=value))
-    world.lanes.append("= 0")
 
 
 def create_vcpu(world: World, words: Words) -> None:

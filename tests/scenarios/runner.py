@@ -10,6 +10,7 @@ from typing import Final
 from host_agent.errors import Refused
 from tests.scenarios import (
     controller_commands,
+    cpuid_commands,
     guest_commands,
     host_commands,
     session_commands,
@@ -27,7 +28,8 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
     "delete-vm": host_commands.delete_vm,
     "reset-vm": host_commands.reset_vm,
     "permit": host_commands.permit,
-    "cpuid": host_commands.cpuid,
+    "cpuid": cpuid_commands.cpuid,
+    "supported-cpuid": cpuid_commands.supported_cpuid,
     "create-vcpu": host_commands.create_vcpu,
     "delete-vcpu": host_commands.delete_vcpu,
     "fail-allocation": host_commands.fail_allocation,

@@ -44,6 +44,8 @@ def record(kind: int, *, flags: int = 0, arg: int = 0, value: int = 0, payload: 
         pytest.param(record(13, value=1 << 18), e.XfdSync(1 << 18), id="xfd_sync"),
         pytest.param(record(14), e.Init(), id="init"),
         pytest.param(record(15), e.Hlt(), id="hlt"),
+        pytest.param(record(16, arg=1), e.Xgetbv(1), id="xgetbv"),
+        pytest.param(record(17, value=1 << 18), e.WriteCr4(1 << 18), id="write_cr4"),
         pytest.param(
             record(18, flags=3, arg=16, value=1 << 18, payload=b"m"),
             e.Xsave(XsaveInsn.XSAVEC, 1 << 18, b"m", misaligned_by=16),

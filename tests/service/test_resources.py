@@ -129,10 +129,24 @@ async def test_cpuid_as_a_mask_or_as_a_table(world: World) -> None:
     await guest.submit(guest.event(hlt=event_pb2.Hlt()))
     error = await refused(world.vms.SetCpuid(vm_pb2.SetCpuidRequest(name="vms/a", xcr0_mask=3)))
     assert error_info(error).metadata["errnoName"] == "EINVAL"
-    twice = vm_pb2.SetCpuidRequest(name="vms/a", table=vm_pb2.CpuidTable(entries=[leaf, leaf]))
-    assert error_info(await refused(world.vms.SetCpuid(twice))).metadata["field"] == "table.entries[1]"
+    long = vm_pb2.SetCpuidRequest(name="vms/a", table=vm_pb2.CpuidTable(entries=[leaf] * 257))
+    assert error_info(await refused(world.vms.SetCpuid(long))).metadata["errnoName"] == "E2BIG"
     neither = vm_pb2.SetCpuidRequest(name="vms/a")
     assert error_info(await refused(world.vms.SetCpuid(neither))).metadata["field"] == "cpuid"
+
+
+async def test_the_supported_cpuid_and_an_empty_one(world: World) -> None:
+    """What is supported can be set as it is; nothing set is all of it, an empty table is none of it."""
+    name = await world.vm(permit=False)
+    supported = await world.vms.GetSupportedCpuid(vm_pb2.GetSupportedCpuidRequest(name=name))
+    assert supported.xcomp_guest_supp == XCR0_AMX
+    (leaf,) = (entry for entry in supported.cpuid.entries if (entry.function, entry.index) == (0xD, 0))
+    assert (leaf.flags, leaf.eax, leaf.ecx) == (1, 0x2E7, 2696)
+    for table, mask in ((supported.cpuid, 0x2E7), (vm_pb2.CpuidTable(), 0)):
+        set_now = await world.vms.SetCpuid(vm_pb2.SetCpuidRequest(name=name, table=table))
+        assert set_now.guest_supported_xcr0 == mask
+    unknown = vm_pb2.GetSupportedCpuidRequest(name="vms/nobody")
+    assert error_info(await refused(world.vms.GetSupportedCpuid(unknown))).reason == "VM_NOT_FOUND"
 
 
 async def test_the_required_size_comes_from_the_permissions(world: World) -> None:

@@ -88,6 +88,8 @@ _KINDS: Final[dict[str, Callable[[str, str, Any], e.EventKind]]] = {
     "xfd_sync": lambda _path, _vcpu, m: e.XfdSync(xfd=m.xfd),
     "init": lambda _path, _vcpu, _m: e.Init(),
     "hlt": lambda _path, _vcpu, _m: e.Hlt(),
+    "xgetbv": lambda _path, _vcpu, m: e.Xgetbv(index=m.index),
+    "write_cr4": lambda _path, _vcpu, m: e.WriteCr4(value=m.value),
     "xsave": lambda path, _vcpu, m: xsave(
         path, insn=m.insn, rfbm=m.rfbm, misaligned_by=m.misaligned_by, memory=m.memory
     ),
@@ -108,5 +110,7 @@ FIELD_OF_KIND: Final[dict[type, str]] = {
     e.XfdSync: "xfd_sync",
     e.Init: "init",
     e.Hlt: "hlt",
+    e.Xgetbv: "xgetbv",
+    e.WriteCr4: "write_cr4",
     e.Xsave: "xsave",
 }

@@ -93,6 +93,8 @@ _LAYOUTS: Final[dict[int, tuple[str, _Layout]]] = {
     13: ("xfd_sync", _Layout(value=True, make=lambda _path, _vcpu, r: e.XfdSync(r.value))),
     14: ("init", _Layout(make=lambda _path, _vcpu, _r: e.Init())),
     15: ("hlt", _Layout(make=lambda _path, _vcpu, _r: e.Hlt())),
+    16: ("xgetbv", _Layout(arg=True, make=lambda _path, _vcpu, r: e.Xgetbv(r.arg))),
+    17: ("write_cr4", _Layout(value=True, make=lambda _path, _vcpu, r: e.WriteCr4(r.value))),
     18: (
         "xsave",
         _Layout(

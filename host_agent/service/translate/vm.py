@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 from fpstate.v1 import vm_pb2
 
 from fpu_core.permission import get_permitted
-from host_agent.commands import CreateVm, UpdateVm
+from host_agent.commands import CreateVm, SetCpuid, UpdateVm
+from host_agent.kvm.cpuid import CpuidEntry, CpuidTable
 from host_agent.service.errors import field_invalid
 from host_agent.service.translate.fields import enum_name, labels, paths, request_id, text, vm_name
 from host_agent.state import VmRecord
@@ -29,9 +31,6 @@ POLICY_VALUES: Final[dict[str, vm_pb2.AllocationPolicy.ValueType]] = {
 }
 _DUMP_MAX: Final = 64 * 1024
 _PID_MAX: Final = 4_194_304
-_CPUID_ENTRIES_MAX: Final = 256
-#: KVM_CPUID_FLAG_SIGNIFCANT_INDEX, in the kernel's spelling. Source: arch/x86/include/uapi/asm/kvm.h.
-_INDEX_SIGNIFICANT: Final = 1
 _UPDATABLE: Final = ("byte_limit", "owner", "labels")
 
 
@@ -80,32 +79,35 @@ def _check_owner(vm: vm_pb2.Vm) -> None:
     text("vm.owner.name", vm.owner.name, longest=128)
 
 
-def xcr0_mask_from_proto(request: vm_pb2.SetCpuidRequest, vm: VmRecord) -> int:
-    """What the guests are to see as CPUID.0xD.0 EDX:EAX: as a mask, or out of a table.
-
-    From a table, KVM takes what it supports and no error is made of the rest; a leaf that is missing reads as zero.
-    Source: arch/x86/kvm/cpuid.c, kvm_vcpu_after_set_cpuid().
-    """
+def set_cpuid_from_proto(request: vm_pb2.SetCpuidRequest, vcpu: str) -> SetCpuid:
+    """Read SetCpuidRequest: a mask, or a table as KVM_SET_CPUID2 takes it."""
+    name, again = vm_name("name", request.name), request_id(request.request_id)
     match request.WhichOneof("cpuid"):
         case "xcr0_mask":
-            return request.xcr0_mask
+            return SetCpuid(vm=name, vcpu=vcpu, xcr0_mask=request.xcr0_mask, request_id=again)
         case "table":
-            return _leaf_0xd(request.table) & vm.kvm.supported_xcr0
+            table = tuple(cpuid_entry_from_proto(entry) for entry in request.table.entries)
+            return SetCpuid(vm=name, vcpu=vcpu, table=table, request_id=again)
         case None:
             raise field_invalid("cpuid", "xcr0_mask or table", "none")
 
 
-def _leaf_0xd(table: vm_pb2.CpuidTable) -> int:
-    entries = table.entries
-    if len(entries) > _CPUID_ENTRIES_MAX:
-        raise field_invalid("table.entries", f"at most {_CPUID_ENTRIES_MAX} entries", len(entries))
-    seen: dict[tuple[int, int], int] = {}
-    for nr, entry in enumerate(entries):
-        key = (entry.function, entry.index if entry.flags & _INDEX_SIGNIFICANT else 0)
-        if key in seen:
-            raise field_invalid(f"table.entries[{nr}]", "each function and index once", f"{key[0]:#x}.{key[1]}")
-        seen[key] = entry.edx << 32 | entry.eax
-    return seen.get((0xD, 0), 0)
+def cpuid_entry_from_proto(entry: vm_pb2.CpuidEntry) -> CpuidEntry:
+    """Read one entry."""
+    return CpuidEntry(
+        function=entry.function,
+        index=entry.index,
+        flags=entry.flags,
+        eax=entry.eax,
+        ebx=entry.ebx,
+        ecx=entry.ecx,
+        edx=entry.edx,
+    )
+
+
+def cpuid_table_to_proto(table: CpuidTable) -> vm_pb2.CpuidTable:
+    """A table as KVM_GET_SUPPORTED_CPUID gives it."""
+    return vm_pb2.CpuidTable(entries=[vm_pb2.CpuidEntry(**dataclasses.asdict(entry)) for entry in table])
 
 
 def vm_to_proto(vm: VmRecord) -> vm_pb2.Vm:

@@ -154,6 +154,8 @@ class GuestEvent(_message.Message):
     XFD_SYNC_FIELD_NUMBER: _builtins.int
     INIT_FIELD_NUMBER: _builtins.int
     HLT_FIELD_NUMBER: _builtins.int
+    XGETBV_FIELD_NUMBER: _builtins.int
+    WRITE_CR4_FIELD_NUMBER: _builtins.int
     XSAVE_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.str
     """The vCPU: `vms/{vm}/vcpus/{index}`. Required."""
@@ -212,6 +214,14 @@ class GuestEvent(_message.Message):
         """The guest executed HLT."""
 
     @_builtins.property
+    def xgetbv(self) -> Global___Xgetbv:
+        """The guest executed XGETBV."""
+
+    @_builtins.property
+    def write_cr4(self) -> Global___WriteCr4:
+        """The guest wrote CR4."""
+
+    @_builtins.property
     def xsave(self) -> Global___XsaveInstruction:
         """The guest executed XSAVE, XSAVEOPT, XSAVEC or XRSTOR on memory of its own."""
 
@@ -233,13 +243,15 @@ class GuestEvent(_message.Message):
         xfd_sync: Global___XfdSync | None = ...,
         init: Global___Init | None = ...,
         hlt: Global___Hlt | None = ...,
+        xgetbv: Global___Xgetbv | None = ...,
+        write_cr4: Global___WriteCr4 | None = ...,
         xsave: Global___XsaveInstruction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "tile", b"tile", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "tile", b"tile", "write_cr4", b"write_cr4", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xgetbv", b"xgetbv", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "seq", b"seq", "tile", b"tile", "vcpu", b"vcpu", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enter", b"enter", "hlt", b"hlt", "init", b"init", "kind", b"kind", "leave", b"leave", "nm", b"nm", "preempt", b"preempt", "rdmsr", b"rdmsr", "register_read", b"register_read", "register_write", b"register_write", "seq", b"seq", "tile", b"tile", "vcpu", b"vcpu", "write_cr4", b"write_cr4", "wrmsr", b"wrmsr", "xfd_sync", b"xfd_sync", "xgetbv", b"xgetbv", "xsave", b"xsave", "xsetbv", b"xsetbv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enter", "leave", "preempt", "xsetbv", "wrmsr", "rdmsr", "nm", "register_write", "register_read", "tile", "xfd_sync", "init", "hlt", "xsave"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enter", "leave", "preempt", "xsetbv", "wrmsr", "rdmsr", "nm", "register_write", "register_read", "tile", "xfd_sync", "init", "hlt", "xgetbv", "write_cr4", "xsave"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -599,6 +611,52 @@ class Hlt(_message.Message):
 Global___Hlt: _TypeAlias = Hlt  # noqa: Y015
 
 @_typing.final
+class Xgetbv(_message.Message):
+    """XGETBV, which no VMM intercepts: for those that execute it for their guest. Done with `value`, or Inject #GP or #UD."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """ECX: 0 for XCR0, 1 for what of XCR0 is in use; anything else is #GP."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Xgetbv: _TypeAlias = Xgetbv  # noqa: Y015
+
+@_typing.final
+class WriteCr4(_message.Message):
+    """MOV to CR4. Done, or Inject #GP. While CR4.OSXSAVE is 0, XSETBV, XGETBV and everything that XCR0 enables is #UD. A vCPU
+    whose CR4 was never reported is taken to have it set. RESET and INIT make a reported CR4 0.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    value: _builtins.int
+    """The value."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteCr4: _TypeAlias = WriteCr4  # noqa: Y015
+
+@_typing.final
 class EventOutcome(_message.Message):
     """What became of one event."""
 
@@ -676,7 +734,7 @@ class Done(_message.Message):
     REALLOCATED_FIELD_NUMBER: _builtins.int
     INTERCEPTS_FIELD_NUMBER: _builtins.int
     value: _builtins.int
-    """What a Rdmsr read; absent for every other kind."""
+    """What a Rdmsr or Xgetbv read; absent for every other kind."""
     data: _builtins.bytes
     """What a RegisterRead, STTILECFG or TILESTORED gave, or the memory after an XSAVE, XSAVEOPT or XSAVEC; empty for every
     other kind.
@@ -914,6 +972,8 @@ class PackedEvents(_message.Message):
       13  xfd_sync        -                          -         xfd              -
       14  init            -                          -         -                -
       15  hlt             -                          -         -                -
+      16  xgetbv          -                          index     -                -
+      17  write_cr4       -                          -         value            -
       18  xsave           bits 0-7: insn             misalig-  rfbm             memory
                                                      ned_by
 

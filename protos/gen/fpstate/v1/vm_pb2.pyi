@@ -676,7 +676,9 @@ class CpuidTable(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CpuidEntry]:
-        """At most 256, each function and index once. Leaves that are missing read as zero."""
+        """At most 256. Of several that answer for the same leaf the first counts. Leaves that are missing read as zero; a guest
+        without leaf 0xD may enable x87 in XCR0, and nothing else.
+        """
 
     def __init__(
         self,
@@ -760,6 +762,62 @@ class SetCpuidResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCpuidResponse: _TypeAlias = SetCpuidResponse  # noqa: Y015
+
+@_typing.final
+class GetSupportedCpuidRequest(_message.Message):
+    """Request of GetSupportedCpuid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The VM: `vms/{vm}`. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSupportedCpuidRequest: _TypeAlias = GetSupportedCpuidRequest  # noqa: Y015
+
+@_typing.final
+class GetSupportedCpuidResponse(_message.Message):
+    """Response of GetSupportedCpuid."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CPUID_FIELD_NUMBER: _builtins.int
+    XCOMP_GUEST_SUPP_FIELD_NUMBER: _builtins.int
+    xcomp_guest_supp: _builtins.int
+    """Mask of what the host could give a guest in XCR0, permitted or not (KVM_X86_XCOMP_GUEST_SUPP)."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Who answered, and when."""
+
+    @_builtins.property
+    def cpuid(self) -> Global___CpuidTable:
+        """Leaves 0, 1, 7, 0xD, 0x1D, 0x1E and 0x80000001, as far as the processor has them."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        cpuid: Global___CpuidTable | None = ...,
+        xcomp_guest_supp: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpuid", b"cpuid", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpuid", b"cpuid", "header", b"header", "xcomp_guest_supp", b"xcomp_guest_supp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSupportedCpuidResponse: _TypeAlias = GetSupportedCpuidResponse  # noqa: Y015
 
 @_typing.final
 class GetRequiredSizeRequest(_message.Message):

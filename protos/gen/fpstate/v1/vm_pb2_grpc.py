@@ -75,6 +75,11 @@ class VmServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_vm__pb2.SetCpuidRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_vm__pb2.SetCpuidResponse.FromString,
                 _registered_method=True)
+        self.GetSupportedCpuid = channel.unary_unary(
+                '/fpstate.v1.VmService/GetSupportedCpuid',
+                request_serializer=fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidResponse.FromString,
+                _registered_method=True)
         self.GetRequiredSize = channel.unary_unary(
                 '/fpstate.v1.VmService/GetRequiredSize',
                 request_serializer=fpstate_dot_v1_dot_vm__pb2.GetRequiredSizeRequest.SerializeToString,
@@ -140,8 +145,16 @@ class VmServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetCpuid(self, request, context):
-        """Says what guests may enable, as KVM_SET_CPUID2 does. EINVAL for a different CPUID after a vCPU has run; under the policy
-        ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
+        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSupportedCpuid(self, request, context):
+        """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
+        permission for. The mask beside it does not: it is KVM_X86_XCOMP_GUEST_SUPP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +210,11 @@ def add_VmServiceServicer_to_server(servicer, server):
                     servicer.SetCpuid,
                     request_deserializer=fpstate_dot_v1_dot_vm__pb2.SetCpuidRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_vm__pb2.SetCpuidResponse.SerializeToString,
+            ),
+            'GetSupportedCpuid': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSupportedCpuid,
+                    request_deserializer=fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidResponse.SerializeToString,
             ),
             'GetRequiredSize': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRequiredSize,
@@ -421,6 +439,33 @@ class VmService(object):
             '/fpstate.v1.VmService/SetCpuid',
             fpstate_dot_v1_dot_vm__pb2.SetCpuidRequest.SerializeToString,
             fpstate_dot_v1_dot_vm__pb2.SetCpuidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSupportedCpuid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.VmService/GetSupportedCpuid',
+            fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidRequest.SerializeToString,
+            fpstate_dot_v1_dot_vm__pb2.GetSupportedCpuidResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,8 +54,12 @@ class VmServiceStub:
     already succeeds, also after the first vCPU.
     """
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]
-    """Says what guests may enable, as KVM_SET_CPUID2 does. EINVAL for a different CPUID after a vCPU has run; under the policy
-    ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
+    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    """
+    GetSupportedCpuid: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetSupportedCpuidRequest, _vm_pb2.GetSupportedCpuidResponse]
+    """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
+    permission for. The mask beside it does not: it is KVM_X86_XCOMP_GUEST_SUPP.
     """
     GetRequiredSize: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetRequiredSizeRequest, _vm_pb2.GetRequiredSizeResponse]
     """Returns the size of the state that GetXsave gives at most, as KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2) does: from the
@@ -88,8 +92,12 @@ class VmServiceAsyncStub(VmServiceStub):
     already succeeds, also after the first vCPU.
     """
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]  # type: ignore[assignment]
-    """Says what guests may enable, as KVM_SET_CPUID2 does. EINVAL for a different CPUID after a vCPU has run; under the policy
-    ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
+    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    """
+    GetSupportedCpuid: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetSupportedCpuidRequest, _vm_pb2.GetSupportedCpuidResponse]  # type: ignore[assignment]
+    """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
+    permission for. The mask beside it does not: it is KVM_X86_XCOMP_GUEST_SUPP.
     """
     GetRequiredSize: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetRequiredSizeRequest, _vm_pb2.GetRequiredSizeResponse]  # type: ignore[assignment]
     """Returns the size of the state that GetXsave gives at most, as KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2) does: from the
@@ -159,8 +167,17 @@ class VmServiceServicer:
         request: _vm_pb2.SetCpuidRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.SetCpuidResponse, _abc.Awaitable[_vm_pb2.SetCpuidResponse]]:
-        """Says what guests may enable, as KVM_SET_CPUID2 does. EINVAL for a different CPUID after a vCPU has run; under the policy
-        ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
+        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        """
+
+    def GetSupportedCpuid(
+        self,
+        request: _vm_pb2.GetSupportedCpuidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.GetSupportedCpuidResponse, _abc.Awaitable[_vm_pb2.GetSupportedCpuidResponse]]:
+        """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
+        permission for. The mask beside it does not: it is KVM_X86_XCOMP_GUEST_SUPP.
         """
 
     def GetRequiredSize(
