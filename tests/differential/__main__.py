@@ -8,6 +8,7 @@
     python -m tests.differential native-images FILE   XSAVE, XSAVEC and XSAVEOPT images a bare processor stored
     python -m tests.differential native-faults FILE   what a bare processor's XRSTOR refuses
     python -m tests.differential live-cpu [--rounds N] [--seed S]   the running processor, at ring 3
+    python -m tests.differential live-kvm [--rounds N] [--seed S]   the machine's KVM, by ioctls and ring-3 guest code
 
 The last line is the figure, "layouts: 29 rows (12 truncated), 0 differ"; before it comes the first difference, if any.
 Status 0: no row differs, or a live kind cannot run here and says why. 1: some do. 2: there was nothing to judge, or
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential import layouts, live_cpu, native, sequences, xcr0, xsave_buffers, xsave_verdicts
+from tests.differential import layouts, live_cpu, live_kvm, native, sequences, xcr0, xsave_buffers, xsave_verdicts
 from tests.differential.report import NotModelledError, Report, SkippedError
 
 #: Kinds that read a file: called with its path and the beginning of a row's name.
@@ -36,7 +37,7 @@ FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
     "native-faults": native.run_faults,
 }
 #: Kinds that ask the machine they run on: called with a number of rounds and a seed.
-LIVE_KINDS: dict[str, Callable[[int, int], Report]] = {"live-cpu": live_cpu.run}
+LIVE_KINDS: dict[str, Callable[[int, int], Report]] = {"live-cpu": live_cpu.run, "live-kvm": live_kvm.run}
 
 _ROUNDS = 10_000
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, NotModelledError)
