@@ -30,6 +30,7 @@ X86_CR4_PKE: Final = 1 << 22
 
 _OSXSAVE: Final = 1 << 27
 _OSPKE: Final = 1 << 4
+_XSAVEC_XSAVES: Final = 1 << 1 | 1 << 3
 #: Where the capabilities that something asks a guest's CPUID for are.
 _GUEST_BITS: Final[dict[str, tuple[int, int, str, int]]] = {
     "XSAVE": (0x1, 0, "ecx", 26),
@@ -57,12 +58,21 @@ class CpuidEntry:
 CpuidTable = tuple[CpuidEntry, ...]
 
 
-def find_entry(table: CpuidTable, function: int, index: int = 0) -> CpuidEntry | None:
-    """Return the first entry that answers for (function, index): KVM takes duplicates, and uses the first."""
-    for entry in table:
-        significant = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX
-        if entry.function == function and (not significant or entry.index == index):
-            return entry
+def find_entry(table: CpuidTable, function: int, index: int | None = 0) -> CpuidEntry | None:
+    """Return the first entry that answers for (function, index), None as ``index`` for any.
+
+    KVM takes duplicates, and uses the first. Where the index does not count by the architecture, KVM asks for any.
+    """
+    at = _position(table, function, index)
+    return table[at] if at is not None else None
+
+
+def _position(table: CpuidTable, function: int, index: int | None) -> int | None:
+    for at, entry in enumerate(table):
+        if entry.function == function and (
+            index is None or entry.index == index or not entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+        ):
+            return at
     return None
 
 
@@ -115,21 +125,28 @@ def xstate_required_size(components: ComponentTable, mask: int, *, compacted: bo
 
 def with_runtime(table: CpuidTable, components: ComponentTable, *, xcr0: int, xss: int, cr4: int) -> CpuidTable:
     """Return ``table`` as it is for a vCPU with these registers: kvm_update_cpuid_runtime()."""
-    return tuple(_runtime_entry(table, entry, components, xcr0, xss, cr4) for entry in table)
+    changed = list(table)
+    for function, index in ((0x1, None), (0x7, 0), (0xD, 0), (0xD, 1)):
+        at = _position(table, function, index)
+        if at is not None:
+            changed[at] = _follow_registers(table[at], index, components, xcr0=xcr0, xss=xss, cr4=cr4)
+    return tuple(changed)
 
 
-def _runtime_entry(
-    table: CpuidTable, entry: CpuidEntry, components: ComponentTable, xcr0: int, xss: int, cr4: int
+def _follow_registers(
+    entry: CpuidEntry, index: int | None, components: ComponentTable, *, xcr0: int, xss: int, cr4: int
 ) -> CpuidEntry:
-    if entry is find_entry(table, 0x1):
-        return replace(entry, ecx=_follow(entry.ecx, _OSXSAVE, cr4 & X86_CR4_OSXSAVE))
-    if entry is find_entry(table, 0x7):
-        return replace(entry, ecx=_follow(entry.ecx, _OSPKE, cr4 & X86_CR4_PKE))
-    if entry is find_entry(table, 0xD, 0):
-        return replace(entry, ebx=xstate_required_size(components, xcr0, compacted=False))
-    if entry is find_entry(table, 0xD, 1) and entry.eax & 0b1010:  # XSAVEC or XSAVES
-        return replace(entry, ebx=xstate_required_size(components, xcr0 | xss, compacted=True))
-    return entry
+    match entry.function, index:
+        case 0x1, _:
+            return replace(entry, ecx=_follow(entry.ecx, _OSXSAVE, cr4 & X86_CR4_OSXSAVE))
+        case 0x7, _:
+            return replace(entry, ecx=_follow(entry.ecx, _OSPKE, cr4 & X86_CR4_PKE))
+        case _, 0:
+            return replace(entry, ebx=xstate_required_size(components, xcr0, compacted=False))
+        case _ if entry.eax & _XSAVEC_XSAVES:
+            return replace(entry, ebx=xstate_required_size(components, xcr0 | xss, compacted=True))
+        case _:
+            return entry
 
 
 def _follow(value: int, bit: int, source: int) -> int:
@@ -154,8 +171,8 @@ _AMD_VENDORS: Final = ((0x68747541, 0x69746E65, 0x444D4163), (0x6F677948, 0x6E65
 
 def _out_of_range_leaf(table: CpuidTable, leaf: int) -> int | None:
     """The leaf that answers instead, None where ``leaf`` is in range or the vendor answers with zeros."""
-    basic = find_entry(table, 0x0)
+    basic = find_entry(table, 0x0, None)
     if basic is None or (basic.ebx, basic.edx, basic.ecx) in _AMD_VENDORS:
         return None
-    first = basic if leaf < 0x4000_0000 else find_entry(table, leaf & 0xC000_0000)
+    first = basic if leaf < 0x4000_0000 else find_entry(table, leaf & 0xC000_0000, None)
     return None if first is not None and leaf <= first.eax else basic.eax

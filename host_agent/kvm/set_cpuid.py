@@ -57,7 +57,7 @@ def cpuid_refused(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:
 
 def check_cpuid(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:  # noqa: ARG001 -- of those policies that allocate here
     """kvm_check_cpuid(), but for the memory that mainline takes here for dynamic features."""
-    address = find_entry(cpuid.table, 0x8000_0008)
+    address = find_entry(cpuid.table, 0x8000_0008, None)
     if address is not None and address.eax >> 8 & 0xFF not in _VIRTUAL_ADDRESS_BITS:
         return Errno.EINVAL
     return Errno.OK

@@ -201,6 +201,15 @@ def test_what_a_table_gives_is_cut_to_what_kvm_supports() -> None:
     assert "XSAVES" not in cpuid.features, "VMX: XSAVES without XSAVE does not count"
 
 
+def test_of_duplicates_only_the_first_follows_the_registers() -> None:
+    """KVM keeps up to date what it finds first; what lies behind stays as it was given."""
+    _, guest = world_of()
+    table = guest.vcpu.cpuid.table
+    guest.vcpu.cpuid = GuestCpuid(table * 2, guest.vcpu.vm.caps)
+    assert runtime_cpuid(guest.vcpu) == (*runtime_cpuid(guest.vcpu, table), *table)
+    assert runtime_cpuid(guest.vcpu, table) != table
+
+
 @pytest.mark.parametrize("xcr0", [0x602E7, 0x2E7, 0x2FF, 0xE7, 0x207, 0x7, 0x3, 0x0])
 def test_cut_down_is_a_table_for_its_own_mask(xcr0: int) -> None:
     """Cut down, a table supports the mask exactly, and cutting it down again changes nothing."""
