@@ -73,6 +73,8 @@ _NEVER: Final[dict[tuple[int, int, str], int]] = {
     (0x7, 0, "edx"): _bits(19),
     (0x7, 1, "edx"): _bits(21),
 }
+#: (leaf, sub-leaf) -> register -> the bits to clear.
+_Gone = dict[tuple[int, int], dict[str, int]]
 #: The highest basic leaf KVM knows. Source: cpuid.c, __do_cpuid_func(), function 0.
 _MAX_BASIC_LEAF: Final = 0x24
 _MAX_SUBLEAF_7: Final = 2
@@ -82,18 +84,19 @@ def supported_cpuid(profile: CpuidProfile, components: ComponentTable, caps: Kvm
     """Return KVM_GET_SUPPORTED_CPUID on a host, for a process that may use ``xcr0`` in its guests."""
     top = profile.regs(0x0).eax
     known = [leaf for leaf in (0x0, 0x1, 0x7, 0x8000_0001) if (leaf, 0) in profile.leaves]
-    basic = [entry for leaf in known for entry in _plain_leaf(profile, leaf, caps)]
+    gone = _gone_bits(_CAP_BITS.keys() - caps.features)
+    basic = [entry for leaf in known for entry in _plain_leaf(profile, leaf, gone)]
     if top >= 0xD or (0xD, 0) in profile.leaves:
         basic += _leaf_0xd(profile, components, caps, xcr0)
     basic += [entry for leaf in (0x1D, 0x1E) if top >= leaf for entry in _amx_leaf(profile, leaf, caps)]
     return tuple(sorted(basic, key=lambda entry: entry.function))
 
 
-def _plain_leaf(profile: CpuidProfile, leaf: int, caps: KvmCaps) -> Iterator[CpuidEntry]:
+def _plain_leaf(profile: CpuidProfile, leaf: int, gone: _Gone) -> Iterator[CpuidEntry]:
     """Leaves 0, 1, 7 (with its sub-leaves) and 0x80000001: the processor's bits, without those KVM has not got."""
     top_subleaf = min(profile.regs(leaf).eax, _MAX_SUBLEAF_7) if leaf == 0x7 else 0
     for index in range(top_subleaf + 1):
-        entry = _drop_features(_entry(profile, leaf, index, indexed=leaf == 0x7), _missing(caps.features))
+        entry = _drop_bits(_entry(profile, leaf, index, indexed=leaf == 0x7), gone)
         if leaf == 0x0:
             entry = replace(entry, eax=min(entry.eax, _MAX_BASIC_LEAF))
         elif (leaf, index) == (0x7, 0):
@@ -136,18 +139,19 @@ def _entry(profile: CpuidProfile, leaf: int, index: int, *, indexed: bool = True
     return CpuidEntry(function=leaf, index=index, flags=flags, eax=regs.eax, ebx=regs.ebx, ecx=regs.ecx, edx=regs.edx)
 
 
-def _missing(features: Iterable[str]) -> list[dict[tuple[int, int, str], int]]:
-    """The bits of every capability that is not among ``features``."""
-    return [_NEVER, *(bits for cap, bits in _CAP_BITS.items() if cap not in frozenset(features))]
-
-
-def _drop_features(entry: CpuidEntry, gone: list[dict[tuple[int, int, str], int]]) -> CpuidEntry:
-    kept = {register: int(getattr(entry, register)) for register in ("eax", "ebx", "ecx", "edx")}
-    for bits in gone:
+def _gone_bits(lost: Iterable[str]) -> _Gone:
+    """The bits that go with the capabilities ``lost``, and those that no guest is shown."""
+    gone: _Gone = {}
+    for bits in (_NEVER, *(_CAP_BITS[cap] for cap in lost)):
         for (leaf, index, register), mask in bits.items():
-            if (leaf, index) == (entry.function, entry.index):
-                kept[register] &= ~mask
-    return replace(entry, **kept)
+            of_entry = gone.setdefault((leaf, index), {})
+            of_entry[register] = of_entry.get(register, 0) | mask
+    return gone
+
+
+def _drop_bits(entry: CpuidEntry, gone: _Gone) -> CpuidEntry:
+    found = gone.get((entry.function, entry.index), {})
+    return replace(entry, **{register: getattr(entry, register) & ~mask for register, mask in found.items()})
 
 
 def cut_down(table: CpuidTable, components: ComponentTable, *, xcr0: int) -> CpuidTable:
@@ -159,7 +163,7 @@ def cut_down(table: CpuidTable, components: ComponentTable, *, xcr0: int) -> Cpu
     xcr0 &= xcr0_of(table)
     xss = xss_of(table)
     lost = [cap for cap in CAP_XFEATURES if not has_xfeatures(cap, xcr0 | xss)]
-    gone = [_CAP_BITS[cap] for cap in lost]
+    gone = _gone_bits(lost)
     standard = xstate_required_size(components, xcr0, compacted=False)
     compacted = xstate_required_size(components, xcr0 | xss, compacted=True)
     kept = []
@@ -176,7 +180,7 @@ def cut_down(table: CpuidTable, components: ComponentTable, *, xcr0: int) -> Cpu
                     continue
                 changed = replace(entry, eax=0, ebx=0, ecx=0, edx=0)
             case _:
-                changed = _drop_features(entry, gone)
+                changed = _drop_bits(entry, gone)
         kept.append(changed)
     return tuple(kept)
 
