@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 
 from fpu_core.config import FpuConfig
 from fpu_core.layout import MXCSR_OFFSET, XSTATE_BV_OFFSET
@@ -77,6 +78,7 @@ class Values:
         return (*table[:at], entry, *table[at + 1 :])
 
 
+@cache
 def legal_xcr0(supported: int) -> list[int]:
     """Every XCR0 that is legal where ``supported`` is; 1 at least."""
     bits = list(for_each_set_bit(supported))
