@@ -1,7 +1,7 @@
-"""Build guest_agent/kvm/guest.bin from guest.S, or check that it is what guest.S builds.
+"""Build the guest programs, each .bin from the .S beside it, or check that they are what their sources build.
 
-`python -m tools.build_guest` writes it, `--check` compares and ends with status 1 if it is stale. Needs GNU binutils
-2.35 or newer (the tile mnemonics). The image is flat: no time, path or version of a tool goes into it.
+`python -m tools.build_guest` writes them, `--check` compares and ends with status 1 if one is stale. Needs GNU binutils
+2.35 or newer (the tile mnemonics). An image is flat: no time, path or version of a tool goes into it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "guest_agent" / "kvm"
-SOURCE = FOLDER / "guest.S"
-IMAGE = FOLDER / "guest.bin"
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "guest_agent" / "kvm" / "guest.S"
+SOURCES = (SOURCE, ROOT / "tests" / "differential" / "live_guest.S")
 TEXT_ADDRESS = 0x10000
 
 
@@ -48,21 +48,23 @@ def build(source: Path = SOURCE) -> bytes:
 
 def main() -> int:
     """Run the command line; return its status."""
-    parser = argparse.ArgumentParser(description="Build guest_agent/kvm/guest.bin from guest.S.")
-    parser.add_argument("--check", action="store_true", help="compare only; status 1 if guest.bin is stale")
+    parser = argparse.ArgumentParser(description="Build the guest programs from their sources.")
+    parser.add_argument("--check", action="store_true", help="compare only; status 1 if one is stale")
     check: bool = parser.parse_args().check
     try:
-        image = build()
+        images = {source.with_suffix(".bin"): build(source) for source in SOURCES}
     except BuildError as error:
         print(f"build_guest: {error}", file=sys.stderr)
         return 1
     if not check:
-        IMAGE.write_bytes(image)
-        print(f"{IMAGE.name}: {len(image)} bytes")
+        for path, image in images.items():
+            path.write_bytes(image)
+            print(f"{path.name}: {len(image)} bytes")
         return 0
-    fresh = IMAGE.read_bytes() == image
-    print(f"{IMAGE.name}: {'fresh' if fresh else 'stale, run python -m tools.build_guest'}")
-    return 0 if fresh else 1
+    stale = [path for path, image in images.items() if path.read_bytes() != image]
+    for path in images:
+        print(f"{path.name}: {'stale, run python -m tools.build_guest' if path in stale else 'fresh'}")
+    return 1 if stale else 0
 
 
 def _run(*command: str | Path) -> None:

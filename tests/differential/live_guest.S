@@ -11,7 +11,7 @@
 #   offset  2116  2 bytes: the x87 control word
 #   offset  2128  8 x 16 bytes: ST0..ST7, ten bytes each
 #
-# Built by tools/build_guest.py's build(); live_guest.bin is checked in beside this file.
+# Built by tools/build_guest.py; live_guest.bin is checked in beside this file.
 
         .intel_syntax noprefix
         .code64
