@@ -11,7 +11,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from ctypes import CDLL, Structure, addressof, c_char, c_uint64, c_ulong, get_errno
 from pathlib import Path
@@ -25,6 +25,10 @@ from host_agent.kvm.cpuid import CpuidEntry, CpuidTable
 DEVICE: Final = Path("/dev/kvm")
 KVM_CAP_XSAVE2: Final = 208
 _KVM_EXIT_IO: Final = 2
+#: Where struct kvm_run has exit_reason, and io.port.
+_EXIT_REASON_AT: Final = 8
+_IO_PORT_AT: Final = 34
+_USER_STACK: Final = 0x22000
 _SYS_ARCH_PRCTL: Final = 158
 _libc: Final = CDLL(None, use_errno=True)
 #: Three pages away from guest memory, in what fcntl.ioctl takes for a C int. Source: api.rst 4.36, for Intel hosts.
@@ -153,7 +157,7 @@ class RealKvm:
 class RealVcpu:
     """A VM with one vCPU, 2 MiB of memory, and the long mode of the guest agent's program."""
 
-    def __init__(self, kvm: RealKvm, image: bytes, *, image_at: int, gate: int, stack: int) -> None:
+    def __init__(self, kvm: RealKvm, image: bytes, *, image_at: int, gates: Mapping[int, int], stack: int) -> None:
         with ExitStack() as undo:
             self._vm = self._made(_ioctl(kvm.fd, _CREATE_VM), undo)
             self.memory = GuestMemory(2 << 20)
@@ -161,14 +165,19 @@ class RealVcpu:
             _ioctl(self._vm, _SET_TSS_ADDR, _TSS_ADDRESS)
             region = KvmUserspaceMemoryRegion(memory_size=self.memory.size, userspace_addr=self.memory.host_address)
             _ioctl(self._vm, _SET_USER_MEMORY_REGION, region)
-            write_tables(self.memory, entries={3: gate}, kernel_stack=stack)
+            write_tables(self.memory, entries=gates, kernel_stack=stack)
             self.memory.write(image_at, image)
             self._fd = self._made(_ioctl(self._vm, _CREATE_VCPU, 0), undo)
             self._page = mmap.mmap(self._fd, _ioctl(kvm.fd, _GET_VCPU_MMAP_SIZE))
-            self._sregs = KvmSregs()
-            _ioctl(self._fd, _GET_SREGS, self._sregs)
-            user_sregs(kernel_sregs(self._sregs))
+            self._kernel_stack = stack
+            self._kernel_sregs = kernel_sregs(self._get_sregs())
+            self._user_sregs = user_sregs(kernel_sregs(self._get_sregs()))
             undo.pop_all()
+
+    def _get_sregs(self) -> KvmSregs:
+        sregs = KvmSregs()
+        _ioctl(self._fd, _GET_SREGS, sregs)
+        return sregs
 
     @staticmethod
     def _made(fd: int, undo: ExitStack) -> int:
@@ -233,17 +242,27 @@ class RealVcpu:
 
     @property
     def cr4(self) -> int:
-        """CR4 as ``run_ring3`` sets it."""
-        return self._sregs.cr4
+        """CR4 as the guest runs with it."""
+        return self._user_sregs.cr4
 
-    def run_ring3(self, rip: int, rdi: int) -> None:
-        """Run ring-3 code at ``rip`` until it comes out through the gate; ``KvmUnusableError`` if it does not."""
-        _ioctl(self._fd, _SET_SREGS, self._sregs)
-        _ioctl(self._fd, _SET_REGS, KvmRegs(rip=rip, rdi=rdi, rsp=0x22000, rflags=2))
+    def run_ring0(self, rip: int, *, rdi: int, rsi: int) -> int:
+        """Run ring-0 code at ``rip`` until its OUT; returns the port."""
+        return self._run(self._kernel_sregs, KvmRegs(rip=rip, rdi=rdi, rsi=rsi, rsp=self._kernel_stack, rflags=2))
+
+    def run_ring3(self, rip: int, *, rdi: int) -> int:
+        """Run ring-3 code at ``rip`` until it comes out through a gate; returns the port."""
+        return self._run(self._user_sregs, KvmRegs(rip=rip, rdi=rdi, rsp=_USER_STACK, rflags=2))
+
+    def _run(self, sregs: KvmSregs, regs: KvmRegs) -> int:
+        """``KvmUnusableError`` where the guest does not come out by an OUT."""
+        set_up = [_ioctl(self._fd, _SET_SREGS, sregs), _ioctl(self._fd, _SET_REGS, regs)]
         result = _ioctl(self._fd, _RUN)
-        (reason,) = struct.unpack_from("<I", self._page, 8)
-        if result < 0 or reason != _KVM_EXIT_IO:
-            raise KvmUnusableError(f"the guest did not come out: KVM_RUN = {result}, exit reason {reason}")
+        (reason,) = struct.unpack_from("<I", self._page, _EXIT_REASON_AT)
+        if any(set_up) or result < 0 or reason != _KVM_EXIT_IO:
+            said = f"KVM_SET_SREGS, KVM_SET_REGS = {set_up}, KVM_RUN = {result}, exit reason {reason}"
+            raise KvmUnusableError(f"the guest did not come out: {said}")
+        (port,) = struct.unpack_from("<H", self._page, _IO_PORT_AT)
+        return int(port)
 
     def close(self) -> None:
         """The vCPU, the VM, then its memory."""

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Ring-3 code that fills the registers of a real processor from memory, for live-kvm. RDI points at the bytes.
+# Code for live-kvm: an XSETBV in ring 0, and ring-3 routines that fill the registers of a real processor from memory.
 #
-# Each routine ends in INT3, ring 3's way out; the gate leads to the stub, whose OUT is an exit to the VMM. Ring 3 because a KVM
-# that emulates ring 0 may not know these encodings.
+# Out is an OUT, which is an exit to the VMM: to PORT_DONE, or from the #GP gate to PORT_GP. Ring 3's way there is INT3. The
+# routines are in ring 3 because a KVM that emulates ring 0 may not know these encodings.
+#
+# write_xcr: RDI is the number of the register, RSI the value. The routines: RDI points at the bytes.
 #
 #   offset  0     32 x 64 bytes: ZMM0..ZMM31; their low halves are YMM, the lowest quarters XMM
 #   offset  2048  8 x 8 bytes: K0..K7
@@ -17,10 +19,24 @@
         .code64
         .text
 
-header: .quad   stub, load_x87, load_sse, load_avx, load_avx512
+        .equ PORT_DONE,         0xe0
+        .equ PORT_GP,           0xe1
 
-stub:   out     0xe0, al
+header: .quad   done, gp, write_xcr, load_x87, load_sse, load_avx, load_avx512
+
+done:   out     PORT_DONE, al
         hlt
+
+gp:     out     PORT_GP, al
+        hlt
+
+write_xcr:
+        mov     rcx, rdi
+        mov     rax, rsi
+        mov     rdx, rsi
+        shr     rdx, 32
+        xsetbv
+        jmp     done
 
 load_x87:
         fninit

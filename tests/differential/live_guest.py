@@ -1,4 +1,4 @@
-"""The ring-3 code of live-kvm, ``live_guest.S``: its routines, and what they leave in the registers."""
+"""The guest code of live-kvm, ``live_guest.S``: where it is, and what its ring-3 routines leave in the registers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from fpu_core.xfeature import (
     XFEATURE_ZMM_Hi256,
 )
 
-#: Built from live_guest.S by tools/build_guest.py: eight-byte addresses of the gate and the routines, then the code.
+#: Built from live_guest.S by tools/build_guest.py: eight-byte addresses of its labels, then the code.
 IMAGE: Final = Path(__file__).with_name("live_guest.bin").read_bytes()
 IMAGE_AT: Final = 0x10000
 KERNEL_STACK: Final = 0x20000
 SOURCE_AT: Final = 0x30000
+PORT_DONE: Final = 0xE0
+PORT_GP: Final = 0xE1
 
 #: The routines in the order of the image, and the components each of them loads.
 ROUTINES: Final[dict[str, int]] = {
@@ -34,18 +36,16 @@ ROUTINES: Final[dict[str, int]] = {
     "load_avx512": XFEATURE_MASK_FPSSE | XFEATURE_MASK_YMM | XFEATURE_MASK_AVX512,
 }
 
+#: The labels in the order of the image.
+_LABELS: Final = ("done", "gp", "write_xcr", *ROUTINES)
 _SOURCE_BYTES: Final = 2256
 _OPMASK_AT, _MXCSR_AT, _FCW_AT, _ST_AT = 2048, 2112, 2116, 2128
 
 
-def address(nr: int) -> int:
-    """The address that the image has at place ``nr``: 0 is the gate's, 1 the first routine's."""
+def address(label: str) -> int:
+    """Where a label of live_guest.S is: a gate, ``write_xcr`` or a routine."""
+    nr = _LABELS.index(label)
     return int.from_bytes(IMAGE[8 * nr : 8 * nr + 8], "little")
-
-
-def routine_address(routine: str) -> int:
-    """Where a routine begins."""
-    return address(1 + list(ROUTINES).index(routine))
 
 
 def random_source(rng: random.Random, *, mxcsr: int) -> bytes:

@@ -1,9 +1,9 @@
 """live-kvm: the machine's real KVM and the model get the same ioctls and the same guest code, and answer the same.
 
 The model is built from the running processor's own CPUID; what KVM supports of it is KVM's to say. A round is one of:
-XCR0 by KVM_SET_XCRS, with its oddities; a KVM_SET_XSAVE buffer, valid or damaged; MSRs; KVM_SET_CPUID2; and registers
-that ring-3 code fills on the processor (``live_guest.S``), against register writes of the modelled guest. After each,
-XCR0 and every byte of KVM_GET_XSAVE2 are compared, and the guest's CPUID where it may have moved.
+XCR0 by KVM_SET_XCRS, with its oddities, or by a guest's XSETBV; a KVM_SET_XSAVE buffer, valid or damaged; MSRs;
+KVM_SET_CPUID2; and registers that ring-3 code fills on the processor (``live_guest.S``), against register writes of the
+modelled guest. After each, XCR0, every byte of KVM_GET_XSAVE2 and the guest's CPUID are compared.
 
 A nested KVM may overwrite leaf 0xD of a table it is given, and run ring 3 under another XCR0 than the guest's: so the
 model takes the table that KVM_GET_CPUID2 shows, and the guest uses components of its own XCR0 alone.
@@ -90,7 +90,8 @@ def _leaf_0xd(table: CpuidTable) -> CpuidTable:
 
 
 def _one_vcpu(report: Report, config: FpuConfig, caps: KvmCaps, kvm: RealKvm, rng: random.Random, rounds: int) -> None:
-    with RealVcpu(kvm, IMAGE, image_at=IMAGE_AT, gate=address(0), stack=KERNEL_STACK) as real:
+    gates = {3: address("done"), 13: address("gp")}
+    with RealVcpu(kvm, IMAGE, image_at=IMAGE_AT, gates=gates, stack=KERNEL_STACK) as real:
         pair = Pair(report, rng, real, ModelVcpu(config, caps), kvm.supported_cpuid())
         for nr in range(rounds):
             report.rows += 1

@@ -18,6 +18,7 @@ from fpu_core.xfeature import (
     MSR_IA32_XFD_ERR,
     MSR_IA32_XSS,
     XFEATURE_MASK_AVX512,
+    XFEATURE_MASK_FP,
     XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_SSE,
     for_each_set_bit,
@@ -27,14 +28,22 @@ from host_agent.kvm.caps import KvmCaps
 from host_agent.kvm.cpuid import CpuidTable, GuestCpuid
 from host_agent.kvm.growth import grow_on_swap
 from host_agent.kvm.msrs_ioctl import MsrEntry, MsrsSet, get_msrs, set_msrs
-from host_agent.kvm.outcome import Done
+from host_agent.kvm.outcome import Done, Inject
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.set_cpuid import runtime_cpuid, set_cpuid2
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu
 from host_agent.kvm.xcrs_ioctl import Xcr, get_xcrs, set_xcrs
 from host_agent.kvm.xsave_ioctl import get_xsave2, set_xsave
 from tests.differential.kvm_device import RealVcpu
-from tests.differential.live_guest import ROUTINES, SOURCE_AT, random_source, register_writes, routine_address
+from tests.differential.live_guest import (
+    PORT_DONE,
+    PORT_GP,
+    ROUTINES,
+    SOURCE_AT,
+    address,
+    random_source,
+    register_writes,
+)
 from tests.differential.live_kvm_values import Values, bv_of, legal_xcr0
 from tests.differential.report import Report
 
@@ -76,6 +85,14 @@ class ModelVcpu:
         vcpu_leave(self.vcpu)
         return faults
 
+    def xsetbv(self, index: int, value: int, *, cr4: int) -> str:
+        """KVM_SET_SREGS of CR4, then KVM_RUN in which the guest executes XSETBV; what came of it."""
+        self.vcpu.cr4_written = cr4
+        vcpu_enter(self.vcpu, self.fpu)
+        answer = intercept.handle_xsetbv(self.vcpu, index=index, value=value)
+        vcpu_leave(self.vcpu)
+        return answer.vector.name if isinstance(answer, Inject) else "done"
+
 
 class Pair:
     """A real vCPU and a modelled one that get the same, round by round."""
@@ -100,6 +117,7 @@ class Pair:
         """One thing done to both, then everything that can be looked at."""
         kinds: list[Callable[[], str]] = [
             self._xcrs,
+            self._xsetbv,
             self._xsave,
             self._xsave,
             self._registers,
@@ -142,6 +160,22 @@ class Pair:
         self._compare("KVM_SET_XCRS", _errno_of(ours), theirs)
         return f"{[(nr, hex(bits)) for nr, bits in xcrs]} flags={flags:#x} nr={count}"
 
+    def _xsetbv(self) -> str:
+        """XSETBV by ring-0 guest code: it goes on, or takes #GP.
+
+        x87 is in its init state. The code does not touch it, so XSAVES may leave out what XRSTORS has just loaded (the
+        modified optimization), and then bits that no register has are still in the image.
+        """
+        vcpu, rng = self.model.vcpu, self.rng
+        value = self.values.xcr0(vcpu.vm.supported_xcr0)
+        index = rng.choice([0, 0, 0, 0, 1 << 32, 1, 2, 1 << 31])
+        self._set_xsave(self.values.buffer(self._start_bv() & ~XFEATURE_MASK_FP, vcpu.guest.uabi_size))
+        came_out = self.real.run_ring0(address("write_xcr"), rdi=index, rsi=value)
+        self.loaded = True
+        ours = self.model.xsetbv(index, value, cr4=self.real.cr4)
+        self._compare("XSETBV", ours, {PORT_DONE: "done", PORT_GP: "GP"}.get(came_out, f"port {came_out:#x}"))
+        return f"RCX={index:#x}, {value:#x}"
+
     def _xsave(self) -> str:
         """KVM_SET_XSAVE of a random buffer with at most one thing wrong."""
         raw = self.values.buffer(self.values.bv(), self.model.vcpu.guest.uabi_size)
@@ -161,27 +195,32 @@ class Pair:
         routine = self.rng.choice(
             [name for name, needed in ROUTINES.items() if not needed & ~xcr0 & ~XFEATURE_MASK_FPSSE]
         )
-        base = self.values.buffer(self._start_bv(routine, xcr0), vcpu.guest.uabi_size)
+        base = self.values.buffer(self._start_bv(upper_halves=self._may_clear(routine, xcr0)), vcpu.guest.uabi_size)
         source = random_source(self.rng, mxcsr=self.values.mxcsr())
         self._compare("KVM_SET_XCRS", _errno_of(set_xcrs(vcpu, [Xcr(0, xcr0)])), self.real.set_xcrs([(0, xcr0)]))
         self._set_xsave(base)
         self.real.memory.write(SOURCE_AT, source)
-        self.real.run_ring3(routine_address(routine), SOURCE_AT)
+        self.real.run_ring3(address(routine), rdi=SOURCE_AT)
         faults = self.model.load(register_writes(routine, source, xcr0=xcr0), cr4=self.real.cr4)
         self._compare("exceptions in ring 3", faults, [])
         self.loaded = True
         return f"{routine} under XCR0={xcr0:#x}, xstate_bv={bv_of(base):#x} before, source {source[:8].hex()}..."
 
-    def _start_bv(self, routine: str, xcr0: int) -> int:
-        """What is in use when ring 3 starts.
+    def _start_bv(self, *, upper_halves: bool = True) -> int:
+        """What is in use when the guest starts.
 
-        SSE always is: with it MXCSR is what was saved, without it what the buffer of KVM_SET_XSAVE had there. A VEX
-        load clears the upper halves as far as XCR0 has them, which a nested KVM may see differently; and what that does
-        to XINUSE is known only where XINUSE is by content. Otherwise there are none to clear.
+        SSE always is: with it MXCSR is what was saved, without it what the buffer of KVM_SET_XSAVE had there.
         """
         bv = self.rng.getrandbits(64) & self.model.vcpu.vm.supported_xcr0 | XFEATURE_MASK_SSE
-        cleared = self.config.silicon.xinuse_by_content and xcr0 & XFEATURE_MASK_AVX512
-        return bv if cleared or routine != "load_avx" else bv & ~XFEATURE_MASK_AVX512
+        return bv if upper_halves else bv & ~XFEATURE_MASK_AVX512
+
+    def _may_clear(self, routine: str, xcr0: int) -> bool:
+        """Whether it is known what a routine leaves of ZMM_Hi256.
+
+        A VEX load clears the upper halves as far as XCR0 has them, which a nested KVM may see differently; and what
+        that does to XINUSE is known only where XINUSE is by content.
+        """
+        return routine != "load_avx" or bool(self.config.silicon.xinuse_by_content and xcr0 & XFEATURE_MASK_AVX512)
 
     def _msrs(self) -> str:
         """KVM_SETMSRS of a run of entries, then KVM_GETMSRS."""
