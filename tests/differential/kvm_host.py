@@ -12,10 +12,12 @@ from fpu_core.alloc import Account, Allocator, AllocFailure
 from fpu_core.config import FpuConfig, boot
 from fpu_core.cpu import Cpu
 from fpu_core.cpuid import builtin_profile
+from fpu_core.errors import Errno
 from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.sched import switch_to
 from host_agent.kvm.policy import allocation_policy
 from host_agent.kvm.run import vcpu_enter
+from host_agent.kvm.set_cpuid import set_vm_cpuid
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu
 
 SUPPORTED_XCR0 = 0xE7
@@ -40,7 +42,9 @@ def fresh_vcpu(*, cpuid: int | None) -> Vcpu:
     account = Account("vms/a", allocator.host)
     leader = Fpu(host, "vmm", account=account)
     leader.need_load = True
-    vm = KvmVm(host, account, leader, allocation_policy("on_swap"), cpuid_xcr0=cpuid)
+    vm = KvmVm(host, account, leader, allocation_policy("on_swap"))
+    if cpuid is not None:
+        assert set_vm_cpuid(vm, vm.masked_cpuid(cpuid)) is Errno.OK
     vcpu = create_vcpu(vm, 0)
     assert not isinstance(vcpu, AllocFailure)
     return vcpu

@@ -16,10 +16,10 @@ from typing import Any
 
 from fpu_core.errors import Errno
 from fpu_core.guest import enable_guest_xfd_features
-from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 from host_agent.kvm.intercept import handle_xsetbv
 from host_agent.kvm.outcome import Done
-from host_agent.kvm.xcr0 import xcr0_error
+from host_agent.kvm.xcr0 import moves_cpuid, xcr0_error
 from host_agent.kvm.xcrs_ioctl import Xcr, get_xcrs, set_xcrs
 from tests.differential.kvm_host import SUPPORTED_XCR0, enter, fresh_vcpu
 from tests.differential.report import NotModelledError, Report, load_file, rows_of
@@ -136,7 +136,7 @@ def _kernel_check(report: Report, data: dict[str, Any], prefix: str) -> None:
         for xcr0 in _combinations(data["bits_tried"]):
             report.rows += 1
             tried.add((supported, xcr0))
-            ours = None if xcr0_error(0, xcr0, supported) is not None else int(_updates_cpuid(1, xcr0))
+            ours = None if xcr0_error(0, xcr0, supported) is not None else int(moves_cpuid(1, xcr0))
             where = f"__kvm_set_xcr {xcr0:#x}, supported {supported:#x}"
             report.compare(where, "accepted, CPUID updated", ours, accepted.get((supported, xcr0)))
     for supported, xcr0 in sorted(accepted.keys() - tried) if not prefix else ():
@@ -148,11 +148,6 @@ def _combinations(bits: list[int]) -> list[int]:
     for bit in bits:
         values += [value | 1 << bit for value in values]
     return values
-
-
-def _updates_cpuid(old: int, new: int) -> bool:
-    """Whether leaf 0xD must be computed anew: an extended bit has changed. Source: x86.c, XFEATURE_MASK_EXTEND."""
-    return bool((old ^ new) & ~XFEATURE_MASK_FPSSE)
 
 
 def _verdict(result: object) -> str:

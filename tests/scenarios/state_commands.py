@@ -245,7 +245,7 @@ def _make_again(world: World, vm: VmRecord, index: int) -> None:
     world.watch()
     if permitted:
         world.apply(RequestPermission(vm=vm.name, feature=XFEATURE_XTILE_DATA, guest=True))
-    if vm.kvm.cpuid_xcr0 is not None:
-        world.apply(SetCpuid(vm=vm.name, xcr0_mask=vm.kvm.cpuid_xcr0))
+    if vm.kvm.cpuid_given:
+        world.apply(SetCpuid(vm=vm.name, table=vm.kvm.cpuid.table))
     main = "main" if isinstance(task, VcpuSide) and task.task == "main" else ""
     world.apply(CreateVcpu(vm=vm.name, index=index, task=main))
