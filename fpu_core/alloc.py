@@ -49,6 +49,8 @@ class Account:
     used_bytes: int = 0
     peak_bytes: int = 0
     allocations: int = 0
+    #: Of all allocations together, given back or not.
+    allocated_bytes: int = 0
     failures: int = 0
 
     def set_limit(self, limit_bytes: int | None) -> None:
@@ -112,4 +114,5 @@ class Allocator:
             line.used_bytes += size_bytes
             line.peak_bytes = max(line.peak_bytes, line.used_bytes)
             line.allocations += 1
+            line.allocated_bytes += size_bytes
             line = line.parent

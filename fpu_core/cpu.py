@@ -52,6 +52,9 @@ class CpuCounters:
     bytes_saved: int = 0
     bytes_restored: int = 0
     xfd_writes: int = 0
+    #: Images copied in memory, and XFD copied from one container to another: ``three_buffer`` alone does either.
+    bytes_copied: int = 0
+    xfd_copies: int = 0
 
 
 class Cpu:

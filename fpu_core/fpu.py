@@ -115,6 +115,14 @@ class ReallocRequest:
     xfd: int
 
 
+@dataclass(slots=True, eq=False)
+class KvmBuffers:
+    """What a vCPU had until 5.15, beside the image of whichever thread runs it. See ``fpu_core.three_buffer``."""
+
+    user_fpu: Fpstate
+    guest_fpu: Fpstate
+
+
 class _GuestSwapFields:
     """What every swap looks at; first, as in ``Fpstate``."""
 
@@ -124,7 +132,7 @@ class _GuestSwapFields:
 class FpuGuest(_GuestSwapFields):
     """The guest pseudo FPU of one vCPU (struct fpu_guest)."""
 
-    __slots__ = ("perm", "uabi_size", "xfd_err", "xfeatures")
+    __slots__ = ("buffers", "perm", "uabi_size", "xfd_err", "xfeatures")
 
     def __init__(self) -> None:
         #: The container; None before alloc and after free.
@@ -139,6 +147,8 @@ class FpuGuest(_GuestSwapFields):
         self.realloc_request: ReallocRequest | None = None
         #: Under rules before 2025 only: the copy of the permission taken at alloc.
         self.perm = 0
+        #: Under ``three_buffer`` only: the two buffers of its own.
+        self.buffers: KvmBuffers | None = None
 
     def __repr__(self) -> str:
         return f"<FpuGuest {self.fpstate} xfd_err={self.xfd_err:#x} request={self.realloc_request}>"

@@ -49,6 +49,20 @@ class CoreView:
         for guest, _account in self.guests:
             if guest.fpstate is not None:
                 yield guest.fpstate
+            if guest.buffers is not None:
+                yield guest.buffers.user_fpu
+                yield guest.buffers.guest_fpu
+
+    def charged(self) -> Iterator[tuple[Fpstate, Account]]:
+        """Every container the allocator gave, with the account that pays, each once."""
+        payers = {id(fpstate): fpu.account for fpu in self.fpus for fpstate in (fpu.fpstate, fpu.task_fpstate)}
+        for guest, account in self.guests:
+            buffers = guest.buffers
+            own = (guest.fpstate,) if buffers is None else (buffers.user_fpu, buffers.guest_fpu)
+            payers |= {id(fpstate): account for fpstate in own}
+        for fpstate in self.containers():
+            if fpstate.is_valloc:
+                yield fpstate, payers[id(fpstate)]
 
 
 Violations = Iterable[str]
@@ -113,13 +127,8 @@ def one_owner_each(view: CoreView) -> Violations:
 def ledger_balances(view: CoreView) -> Violations:
     """What every account says is used is what live containers take, to the byte."""
     used: dict[int, int] = {}
-    for guest, account in view.guests:
-        if guest.fpstate is not None:
-            _charge(used, account, guest.fpstate.allocated_bytes)
-    for fpu in view.fpus:
-        own = fpu.task_fpstate if fpu.task_fpstate is not None else fpu.fpstate
-        if own.is_valloc:
-            _charge(used, fpu.account, own.allocated_bytes)
+    for fpstate, account in view.charged():
+        _charge(used, account, fpstate.allocated_bytes)
     for account in view.accounts:
         if account.used_bytes != used.get(id(account), 0):
             yield f"account {account.name} says {account.used_bytes} bytes, containers take {used.get(id(account), 0)}"

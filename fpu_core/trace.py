@@ -26,6 +26,9 @@ class CoreTracer(Protocol):
     def restore(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers were restored from ``fpstate`` with ``rfbm``."""
 
+    def copy(self, to: Fpstate, of: Fpstate) -> None:
+        """The image of ``of`` was copied to ``to`` in memory: under ``three_buffer`` only."""
+
     def write_xfd(self, value: int) -> None:
         """IA32_XFD was written."""
 

@@ -62,6 +62,8 @@ def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
     yield from (vcpu.xcr0, vcpu.xss, vcpu.pkru, vcpu.cr4_written, vcpu.cpuid.fingerprint, vcpu.has_run)
     yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
     yield _fpstate(vcpu.guest.fpstate)
+    if vcpu.guest.buffers is not None:
+        yield from (_fpstate(vcpu.guest.buffers.user_fpu), _fpstate(vcpu.guest.buffers.guest_fpu))
     # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.
     side = vcpu.agent if isinstance(vcpu.agent, VcpuSide) else VcpuSide(uid=state.vcpu_uid(vcpu))
     yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")

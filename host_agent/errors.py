@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import enum
 
+from fpu_core.alloc import AllocFailure
+from fpu_core.errors import Errno
+
 
 class Reason(enum.Enum):
     """Why a command is refused. Names as in protos/fpstate/v1/errors.proto."""
@@ -74,6 +77,25 @@ def invalid(field: str, expected: str, got: object) -> Refused:
     refused = Refused(Reason.FIELD_INVALID, text, field=field, expected=expected, got=got)
     refused.metadata["field"] = field
     return refused
+
+
+def no_memory(what: str, failure: AllocFailure, vcpu: str) -> Refused:
+    """ENOMEM: an allocation for ``what`` did not happen, and the caller is told at once."""
+    return Refused(
+        Reason.ALLOCATION_FAILED,
+        f"no memory for {what}: {failure.cause.value} ({failure.account})",
+        vcpu=vcpu,
+        cause=failure.cause.name,
+        bytesNeeded=failure.size_bytes,
+        scope="HOST" if failure.account == "host" else "VM",
+        errno=12,
+        errnoName="ENOMEM",
+    )
+
+
+def kvm_errno(errno: Errno, what: str) -> Refused:
+    """A refusal that is the kernel's own: its errno is in the metadata."""
+    return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, call=what)
 
 
 def limit_reached(what: str, limit: str, maximum: int) -> Refused:

@@ -191,7 +191,7 @@ def enter_again(state: HostState, vcpu: Vcpu, write: PendingWrite | None) -> Don
     enter_guest(state, vm, vcpu, task)
     if write is None:
         return None
-    result = vcpu.vm.execute_write(vcpu, write)
+    result = vcpu.vm.policy.execute_write(vcpu, write)
     if isinstance(result, ReallocExit):
         task.vcpu = None
     return result

@@ -20,7 +20,7 @@ from host_agent.commands import (
     ScheduleTask,
     UseFeature,
 )
-from host_agent.errors import Reason, Refused, invalid, limit_reached
+from host_agent.errors import Reason, Refused, invalid, limit_reached, no_memory
 from host_agent.events import Growth
 from host_agent.ids import check_id
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
@@ -68,7 +68,10 @@ def enter_guest(state: HostState, vm: VmRecord, vcpu: Vcpu, task: TaskRecord) ->
             vcpu=state.vcpu_name(task.vcpu),
         )
     run_on_cpu(vm, task)
-    vcpu_enter(vcpu, task.fpu)
+    failure = vcpu_enter(vcpu, task.fpu)
+    if failure is not None:
+        name = state.vcpu_name(vcpu)
+        raise no_memory(f"the image of task {task.id!r}, KVM_RUN of {name!r}", failure, name)
     task.vcpu = vcpu
 
 

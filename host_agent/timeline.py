@@ -24,6 +24,7 @@ from host_agent.events import (
     Xsetbv,
 )
 from host_agent.exits import ExitRecord, ExitState
+from host_agent.kvm.policy.allocation_policy import AllocationPolicy
 from host_agent.machine import HostMachine
 
 _VECTORS = {6: "#UD", 7: "#NM", 13: "#GP"}
@@ -69,6 +70,10 @@ class HostTimeline:
     def restore(self, fpstate: Fpstate, rfbm: int) -> None:
         """Note a restore."""
         self._operations.append((f"XRSTORS {_whose(fpstate)} {fpstate.size:,} B  rfbm={rfbm:#x}", "plain"))
+
+    def copy(self, to: Fpstate, of: Fpstate) -> None:
+        """Note a copy in memory."""
+        self._operations.append((f"memcpy {_whose(of)} {of.size:,} B -> {to.size:,} B", "plain"))
 
     def write_xfd(self, value: int) -> None:
         """Note an XFD write."""
@@ -171,14 +176,19 @@ class HostTimeline:
                 pass
 
     def _request(self, vcpu: str, xfeatures: int) -> None:
-        self._say(vcpu, f"needs_action {format_mask(xfeatures)}: request realloc, leave the loop, swap out", "growth")
+        self._say(vcpu, f"needs_action {format_mask(xfeatures)}: {self._policy(vcpu).grows}", "growth")
 
     def _committed(self, outcome: Outcome) -> None:
         assert isinstance(outcome.kind, DoneOutcome)
         growth = outcome.kind.reallocated
         assert growth is not None
         sizes = f"fpstate {growth.old_bytes:,} B -> {growth.new_bytes:,} B"
-        self._say(outcome.vcpu, f"{sizes}, commit, swap in   {self._registers(outcome.vcpu)}", "growth")
+        goes_on = self._policy(outcome.vcpu).goes_on
+        self._say(outcome.vcpu, f"{sizes}, commit, {goes_on}   {self._registers(outcome.vcpu)}", "growth")
+
+    def _policy(self, name: str) -> AllocationPolicy:
+        assert self._machine is not None
+        return self._machine.state.vcpu(name).vm.policy
 
     def _registers(self, name: str) -> str:
         assert self._machine is not None

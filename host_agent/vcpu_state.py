@@ -12,7 +12,7 @@ from typing import TypeVar
 from fpu_core.errors import Errno
 from fpu_core.realloc import Reallocated
 from host_agent.commands import SetMsrs, SetXcrs, SetXsave
-from host_agent.errors import Reason, Refused
+from host_agent.errors import Reason, Refused, kvm_errno
 from host_agent.events import Growth
 from host_agent.kvm import msrs_ioctl, xcrs_ioctl, xsave_ioctl
 from host_agent.kvm.lifecycle import VcpuState
@@ -20,7 +20,6 @@ from host_agent.kvm.msrs_ioctl import MsrEntry
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcrs_ioctl import Xcr
 from host_agent.state import HostState, VcpuSide
-from host_agent.vms import kvm_errno
 
 T = TypeVar("T")
 

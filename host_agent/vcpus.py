@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 
 from fpu_core.alloc import AllocFailure
+from fpu_core.errors import Errno
 from host_agent.commands import CreateVcpu, DeleteVcpu
 from host_agent.directives import finish_pending, issue_directive
-from host_agent.errors import Reason, Refused, invalid
+from host_agent.errors import Reason, Refused, invalid, kvm_errno, no_memory
 from host_agent.events import Directive, GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.exits import ExitResult
@@ -18,7 +19,10 @@ from host_agent.tasks import leave_guest
 
 
 def create(state: HostState, command: CreateVcpu) -> Vcpu:
-    """KVM_CREATE_VCPU. An allocation that fails is the caller's to handle, at once: no exit is opened for it."""
+    """KVM_CREATE_VCPU. An allocation that fails is the caller's to handle, at once: no exit is opened for it.
+
+    A CPUID that was set for the whole VM is this vCPU's too; where that cannot be had, there is no vCPU.
+    """
     vm = state.vm(command.vm)
     name = f"{vm.name}/vcpus/{command.index}"
     if command.index < 0 or command.index >= state.config.max_vcpus_per_vm:
@@ -33,16 +37,9 @@ def create(state: HostState, command: CreateVcpu) -> Vcpu:
     state.serial += 1
     created = create_vcpu(vm.kvm, command.index, serial=state.serial, confidential=command.confidential)
     if isinstance(created, AllocFailure):
-        raise Refused(
-            Reason.ALLOCATION_FAILED,
-            f"no memory for the container of {name!r}: {created.cause.value} ({created.account})",
-            vcpu=name,
-            cause=created.cause.name,
-            bytesNeeded=created.size_bytes,
-            scope="HOST" if created.account == "host" else "VM",
-            errno=12,
-            errnoName="ENOMEM",
-        )
+        raise no_memory(f"the container of {name!r}", created, name)
+    if isinstance(created, Errno):
+        raise kvm_errno(created, "KVM_SET_CPUID2")
     if command.task:
         state.side(created).task = command.task
     return created

@@ -12,7 +12,7 @@ from fpu_core.permission import get_permitted, request_permission
 from fpu_core.rules import KERNEL_RULES
 from host_agent.commands import CreateVm, DeleteVm, ExecTask, RequestPermission, ResetVm, SetCpuid, UpdateVm
 from host_agent.directives import finish_pending, issue_directive
-from host_agent.errors import Reason, Refused, invalid, limit_reached
+from host_agent.errors import Reason, Refused, invalid, kvm_errno, limit_reached
 from host_agent.events import GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.exits import ExitResult
@@ -40,7 +40,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         raise limit_reached("VMs of the host", "vms_max", state.config.max_vms)
     if command.byte_limit is not None and command.byte_limit < 0:
         raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
-    execute_write = allocation_policy(command.allocation_policy)
+    policy = allocation_policy(command.allocation_policy)
     profile, dump = _processor(state, command)
     platform = _platform(state, command, profile, dump)
     account = vm_account(state, command.vm_id, command.byte_limit)
@@ -52,7 +52,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         kernel_rules=platform.host.config.rules.name,
         allocation_policy=command.allocation_policy,
         platform=platform,
-        kvm=KvmVm(platform.host, account, leader, execute_write, has_protected_state=command.has_protected_state),
+        kvm=KvmVm(platform.host, account, leader, policy, has_protected_state=command.has_protected_state),
         owner_pid=command.owner_pid,
         owner_name=command.owner_name,
         labels=dict(command.labels),
@@ -182,19 +182,15 @@ def request_vm_permission(state: HostState, command: RequestPermission) -> int:
     return get_permitted(vm.kvm.leader, guest=command.guest)
 
 
-def kvm_errno(errno: Errno, what: str) -> Refused:
-    """A refusal that is the kernel's own: its errno is in the metadata."""
-    return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, call=what)
-
-
 def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
     """KVM_SET_CPUID2 of one vCPU, or of every one and those to come: all of them, or none and the kernel's errno.
 
-    Under ``on_swap`` nothing is allocated here and no permission is asked for: that is the swap's business.
+    Whether anything is allocated here, and so can fail, is the VM's policy's business; a failure changes no CPUID.
     """
     vm = state.vm(command.vm)
     cpuid = _guest_cpuid(vm.kvm, command)
     vcpu = state.vcpu(command.vcpu) if command.vcpu else None
+    state.act_for(vm.name, command.vcpu)
     errno = set_cpuid2(vcpu, cpuid) if vcpu is not None else set_vm_cpuid(vm.kvm, cpuid)
     if errno is not Errno.OK:
         raise kvm_errno(errno, "KVM_SET_CPUID2")

@@ -14,6 +14,7 @@ from host_agent.events import Enter, EventKind, GuestEvent, Outcome, RejectedOut
 from host_agent.exits import Decision, DecisionKind
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
+from host_agent.kvm.policy.on_swap import OnSwap
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.machine import HostMachine
 from host_agent.sessions import Opened
@@ -79,11 +80,15 @@ class Rig:
 
     def break_growth(self) -> None:
         """From now on the allocation policy of the VM has a bug."""
+        self.vcpu.vm.policy = Buggy()
 
-        def bug(_vcpu: Vcpu, _write: PendingWrite) -> Done | ReallocExit:
-            raise CoreBug("planted")
 
-        self.vcpu.vm.execute_write = bug
+class Buggy(OnSwap):
+    """A policy that fails an assertion of its own where it should grow."""
+
+    def execute_write(self, vcpu: Vcpu, write: PendingWrite) -> Done | ReallocExit:
+        """Never returns."""
+        raise CoreBug("planted")
 
 
 @pytest.fixture

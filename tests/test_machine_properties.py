@@ -139,6 +139,8 @@ decisions = st.builds(
 class HostRules(RuleBasedStateMachine):
     """Everything that can be asked of a host, in any order."""
 
+    policy = "on_swap"
+
     def __init__(self) -> None:
         super().__init__()
         self.host = Host(host_config(max_outcomes=64, exit_deadline_ns=5 * SECOND_NS, default_lease_ns=20 * SECOND_NS))
@@ -156,19 +158,22 @@ class HostRules(RuleBasedStateMachine):
         permitted=st.sampled_from([True, True, True, False]),
         limit=st.sampled_from([None, None, None, 9_000]),
         fails=st.sampled_from([False, False, True]),
+        cpuid=st.sampled_from([True, True, False]),
         asking=st.integers(0, 2),
     )
-    def start(self, permitted: bool, limit: int | None, fails: bool, asking: int) -> None:
+    def start(self, permitted: bool, limit: int | None, fails: bool, cpuid: bool, asking: int) -> None:
         """Two VMs with a vCPU each, some of which ask for tiles at once and may not get the memory."""
         for name in VMS:
-            self.do(CreateVm(vm_id=name[4:], byte_limit=limit))
+            self.do(CreateVm(vm_id=name[4:], byte_limit=limit, allocation_policy=self.policy))
             if permitted:
                 self.do(RequestPermission(vm=name, feature=18, guest=True))
+            if cpuid:
+                self.do(SetCpuid(vm=name, xcr0_mask=0x602E7))
             self.do(CreateVcpu(vm=name, index=0))
         self.acquire(0, name="one")
         if fails:
             self.do(ArmFault(point=FAULT_POINTS[1], errno=12, attributes=FaultAttributes(times=3)))
-        for nr in range(asking):
+        for nr in range(asking if self.vcpus() else 0):
             self.submit(nr, [Xsetbv(0, 0x602E7)], explicit=False)
 
     # -- doing ---------------------------------------------------------------------------------------------------------
@@ -416,7 +421,7 @@ class HostRules(RuleBasedStateMachine):
             case "reset":
                 self.do(ResetVm(vm=vm))
             case "create":
-                self.do(CreateVm(vm_id=vm[4:]))
+                self.do(CreateVm(vm_id=vm[4:], allocation_policy=self.policy))
             case "delete":
                 self.do(DeleteVm(vm=vm))  # refused while it has vCPUs
             case _:
@@ -582,5 +587,26 @@ def _kept(vcpu: Vcpu) -> list[Outcome]:
     return list(vcpu.agent.outcomes.values()) if isinstance(vcpu.agent, VcpuSide) else []
 
 
+class OnWriteRules(HostRules):
+    """The same, growing in the intercept."""
+
+    policy = "on_write"
+
+
+class OnCpuidRules(HostRules):
+    """The same, growing when the CPUID is set."""
+
+    policy = "on_cpuid"
+
+
+class ThreeBufferRules(HostRules):
+    """The same, with everything copied."""
+
+    policy = "three_buffer"
+
+
 #: A failure is shrunk before it is reported, which takes its time.
 TestHost = pytest.mark.timeout(900)(HostRules.TestCase)
+TestOnWrite = pytest.mark.timeout(900)(profiles.shorter(OnWriteRules.TestCase))
+TestOnCpuid = pytest.mark.timeout(900)(profiles.shorter(OnCpuidRules.TestCase))
+TestThreeBuffer = pytest.mark.timeout(900)(profiles.shorter(ThreeBufferRules.TestCase))

@@ -1,20 +1,11 @@
-"""How a legal write happens: at once where the container has room, after growth where it has not (the founding mail).
-
-intercept: legal, needs_action     set the request, leave the loop: nothing is committed, nothing is allocated
-swap-out                           sees the request and grows, or fails to
-grown                              commit XCR0; XFD came with the new container; enter again behind the instruction
-failed                             an exit to userspace; the instruction has not happened, the vCPU is parked
-"""
+"""The pieces that every allocation policy makes its writes of: what is missing, the commit, the intercepts, parking."""
 
 from __future__ import annotations
 
-from fpu_core.fpu import fpstate_set_realloc_request
 from fpu_core.guest import update_guest_xfd
-from fpu_core.realloc import ReallocFailed
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 from host_agent.kvm.lifecycle import VcpuEvent
-from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit, Trigger
-from host_agent.kvm.run import vcpu_enter, vcpu_leave
+from host_agent.kvm.outcome import PendingWrite, ReallocExit, Trigger
 from host_agent.kvm.vcpu import Vcpu
 
 
@@ -23,38 +14,18 @@ def needs_action(vcpu: Vcpu, *, xcr0: int, xfd: int) -> int:
     return xcr0 & ~xfd & XFEATURE_MASK_USER_DYNAMIC & ~vcpu.fpstate.xfeatures
 
 
-def grow_on_swap(vcpu: Vcpu, write: PendingWrite) -> Done | ReallocExit:
-    """Policy ``on_swap``: commit at once, or grow in the swap-out. A retry after a failure comes in here again."""
-    missing = needs_action(vcpu, xcr0=write.xcr0, xfd=write.xfd)
-    if not missing:
-        _commit(vcpu, write)
-        return Done()
-    return _leave_and_grow(vcpu, write, missing)
-
-
-def _commit(vcpu: Vcpu, write: PendingWrite) -> None:
+def commit(vcpu: Vcpu, write: PendingWrite) -> None:
+    """The write takes effect; there is room for what it enables, and the guest is loaded."""
     vcpu.xcr0 = write.xcr0
     if write.trigger is Trigger.WRMSR_XFD:
         update_guest_xfd(vcpu.fpu, vcpu.guest, write.xfd)
     update_intercepts(vcpu)
 
 
-def _leave_and_grow(vcpu: Vcpu, write: PendingWrite, missing: int) -> Done | ReallocExit:
-    """Set the request, leave the loop, let the swap decide; then commit and enter again, or stay outside, parked."""
-    fpu = vcpu.fpu
-    assert fpu is not None
-    old_xcr0, old_xfd = vcpu.xcr0, vcpu.fpstate.xfd
-    fpstate_set_realloc_request(vcpu.guest, missing, write.xfd)
-    vcpu.vm.host.preempt_point("intercept: request set, not yet swapped out")
-    result = vcpu_leave(vcpu)
-    assert result is not None
-    if isinstance(result, ReallocFailed):
-        vcpu.move(VcpuEvent.FAILED)
-        return ReallocExit(write, result, old_xcr0, old_xfd)
-    vcpu.xcr0 = write.xcr0  # XFD came with the new container: both are true from here on
-    update_intercepts(vcpu)
-    vcpu_enter(vcpu, fpu)
-    return Done(reallocated=result)
+def parked(vcpu: Vcpu, left: ReallocExit) -> ReallocExit:
+    """The vCPU has left the guest with its write undone: it is parked until userspace has decided."""
+    vcpu.move(VcpuEvent.FAILED)
+    return left
 
 
 def update_intercepts(vcpu: Vcpu) -> None:

@@ -1,6 +1,6 @@
 """The intercepts: XSETBV, XFD, XFD_ERR and #NM, with every validity rule, and what the guest does with registers.
 
-A write is only judged here. How a legal one happens, when the container is too small for it, is growth.py's.
+A write is only judged here. How a legal one happens, when the container is too small for it, is the VM's policy's.
 
 Sources: arch/x86/kvm/x86.c, kvm_emulate_xsetbv(), kvm_set_msr_common(), kvm_get_msr_common();
 vmx/vmx.c, vmx_set_msr() and handle_nm_fault_irqoff().
@@ -44,7 +44,7 @@ def handle_xsetbv(vcpu: Vcpu, *, index: int, value: int, cpl: int = 0) -> Interc
     error = xcr0_error(index & 0xFFFF_FFFF, value, vcpu.guest_supported_xcr0)
     if error is not None:
         return gp(f"XSETBV: {error}")
-    return vcpu.vm.execute_write(vcpu, PendingWrite(Trigger.XSETBV, value, vcpu.fpstate.xfd))
+    return vcpu.vm.policy.execute_write(vcpu, PendingWrite(Trigger.XSETBV, value, vcpu.fpstate.xfd))
 
 
 def handle_xgetbv(vcpu: Vcpu, *, index: int) -> Done | Inject:
@@ -82,7 +82,7 @@ def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
     if msr == MSR_IA32_XFD_ERR:
         vcpu.guest.xfd_err = value
         return Done()
-    return vcpu.vm.execute_write(vcpu, PendingWrite(Trigger.WRMSR_XFD, vcpu.xcr0, value))
+    return vcpu.vm.policy.execute_write(vcpu, PendingWrite(Trigger.WRMSR_XFD, vcpu.xcr0, value))
 
 
 def handle_rdmsr(vcpu: Vcpu, *, msr: int) -> Intercepted:

@@ -17,7 +17,6 @@ from fpu_core.guest import update_guest_xfd
 from fpu_core.realloc import Reallocated, ReallocFailed
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
 from host_agent.kvm.growth import needs_action, update_intercepts
-from host_agent.kvm.restore import grow_for_restore
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xss import xss_error, xss_unsupported
 
@@ -67,7 +66,7 @@ def set_msrs(vcpu: Vcpu, entries: Sequence[MsrEntry]) -> MsrsSet | Errno:
     for entry in run:
         if entry.index == MSR_IA32_XFD:
             missing |= needs_action(vcpu, xcr0=vcpu.xcr0, xfd=entry.value)
-    grown = grow_for_restore(vcpu, missing)
+    grown = vcpu.vm.policy.grow_for_restore(vcpu, missing)
     if isinstance(grown, ReallocFailed):
         return grown.errno
     for entry in run:

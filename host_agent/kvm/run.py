@@ -12,25 +12,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fpu_core.alloc import AllocFailure
 from fpu_core.context import running_cpu
 from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug, core_assert
 from fpu_core.fpu import Fpu
 from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
-from fpu_core.swap import SwapResult, abandon_swap, swap_in, swap_out
+from fpu_core.swap import SwapResult
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 from host_agent.kvm.cpuid import X86_CR4_OSXSAVE
-from host_agent.kvm.lifecycle import VcpuEvent
+from host_agent.kvm.lifecycle import VcpuEvent, next_state
 from host_agent.kvm.vcpu import Vcpu
 
 
-def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> None:
-    """Start KVM_RUN on the thread ``fpu``, which must be running. It need not be the one that created the vCPU."""
-    vcpu.move(VcpuEvent.ENTER)
-    swap_in(fpu, vcpu.guest)
+def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> AllocFailure | None:
+    """Start KVM_RUN on the thread ``fpu``, which must be running. It need not be the one that created the vCPU.
+
+    Not None only under ``three_buffer``, where the thread's own image may have to grow first: then KVM_RUN returns
+    -ENOMEM and nothing has changed.
+    """
+    state = next_state(vcpu.state, VcpuEvent.ENTER)
+    failure = vcpu.vm.policy.swap_in(fpu, vcpu.guest)
+    if failure is not None:
+        return failure
+    vcpu.state = state
     vcpu.fpu = fpu
     vcpu.has_run = True
     check_entry(vcpu)
+    return None
 
 
 def check_entry(vcpu: Vcpu) -> None:
@@ -42,7 +51,7 @@ def check_entry(vcpu: Vcpu) -> None:
 def vcpu_leave(vcpu: Vcpu) -> SwapResult:
     """End KVM_RUN. Returns how a pending growth went, None where there was none."""
     fpu = _runner(vcpu)
-    result = swap_out(fpu, vcpu.guest)
+    result = vcpu.vm.policy.swap_out(fpu, vcpu.guest)
     vcpu.fpu = None
     vcpu.move(VcpuEvent.LEAVE)
     return result
@@ -51,7 +60,7 @@ def vcpu_leave(vcpu: Vcpu) -> SwapResult:
 def vcpu_abandon(vcpu: Vcpu) -> None:
     """A bug of ours stops this vCPU: its thread goes on without it, from any state of either."""
     if vcpu.fpu is not None:
-        abandon_swap(vcpu.fpu, vcpu.guest)
+        vcpu.vm.policy.abandon(vcpu.fpu, vcpu.guest)
         vcpu.fpu = None
     vcpu.move(VcpuEvent.BUG)
 

@@ -16,6 +16,7 @@ from host_agent.kvm.cpuid import (
     execute_cpuid,
     find_entry,
     with_runtime,
+    xcr0_of,
 )
 from host_agent.kvm.vcpu import KvmVm, Vcpu
 
@@ -35,7 +36,11 @@ def set_cpuid2(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:
 
 
 def set_vm_cpuid(vm: KvmVm, cpuid: GuestCpuid) -> Errno:
-    """KVM_SET_CPUID2 for every vCPU of a VM, and for those to come. All are asked before any takes it."""
+    """KVM_SET_CPUID2 for every vCPU of a VM, and for those to come. All are asked before any takes it.
+
+    A container that grew for it before another could not stays as large as it is: the kernel has no way back either,
+    and nothing but its size shows it.
+    """
     for vcpu in vm.vcpus.values():
         errno = cpuid_refused(vcpu, cpuid)
         if errno is not Errno.OK:
@@ -55,12 +60,16 @@ def cpuid_refused(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:
     return check_cpuid(vcpu, cpuid)
 
 
-def check_cpuid(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:  # noqa: ARG001 -- of those policies that allocate here
-    """kvm_check_cpuid(), but for the memory that mainline takes here for dynamic features."""
+def check_cpuid(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:
+    """kvm_check_cpuid(): last comes the memory for dynamic features, of those policies that take it here.
+
+    The policy is asked about the mask as it was given, not about what KVM supports of it: so bit 18 is EPERM without
+    permission on a host without AMX too. Seen on a real KVM.
+    """
     address = find_entry(cpuid.table, 0x8000_0008, None)
     if address is not None and address.eax >> 8 & 0xFF not in _VIRTUAL_ADDRESS_BITS:
         return Errno.EINVAL
-    return Errno.OK
+    return vcpu.vm.policy.check_cpuid(vcpu, xcr0_of(cpuid.table))
 
 
 def runtime_cpuid(vcpu: Vcpu, table: CpuidTable | None = None) -> CpuidTable:

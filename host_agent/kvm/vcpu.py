@@ -6,13 +6,14 @@ guest_supported_xcr0, guest_fpu, xfd_no_write_intercept, pkru).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fpu_core.alloc import Account, AllocFailure
+from fpu_core.errors import Errno
 from fpu_core.fpstate import Fpstate, fpstate_init_user
 from fpu_core.fpu import Fpu, FpuGuest, FpuHost
-from fpu_core.guest import alloc_guest_fpstate, free_guest_fpstate, guest_container, update_guest_xfd
+from fpu_core.guest import guest_container, update_guest_xfd
 from fpu_core.layout import FXSAVE_SIZE_BYTES
 from fpu_core.permission import get_permitted
 from fpu_core.xfeature import (
@@ -26,11 +27,10 @@ from fpu_core.xfeature import (
 from host_agent.kvm.caps import KvmCaps, kvm_caps
 from host_agent.kvm.cpuid import X86_CR4_OSXSAVE, X86_CR4_PKE, CpuidTable, GuestCpuid
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, next_state
-from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
 from host_agent.kvm.supported_cpuid import cut_down, supported_cpuid
 
-#: What an allocation policy is.
-WritePolicy = Callable[["Vcpu", PendingWrite], Done | ReallocExit]
+if TYPE_CHECKING:
+    from host_agent.kvm.policy.allocation_policy import AllocationPolicy
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +41,8 @@ class KvmVm:
     account: Account
     #: The VMM's main thread: the group leader, whose permissions count.
     leader: Fpu
-    #: The allocation policy: how a legal write happens that the container may be too small for.
-    execute_write: WritePolicy
+    #: When memory for a larger container is taken.
+    policy: AllocationPolicy
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
     #: The VM type keeps its confidential vCPUs' state from userspace and says so (EINVAL): newer SEV-ES, SNP, TDX.
     #: Without it a confidential vCPU reads as zeros and takes every write in silence: KVM_SEV_ES_INIT, the older way.
@@ -147,8 +147,8 @@ class Vcpu:
 
     @property
     def guest_supported_xcr0(self) -> int:
-        """What the guest's CPUID lets it put into XCR0, bit 0 aside."""
-        return self.cpuid.supported_xcr0
+        """What the guest's CPUID lets it put into XCR0, bit 0 aside, as far as the policy has made room for it."""
+        return self.vm.policy.usable_xcr0(self, self.cpuid.supported_xcr0)
 
     @property
     def cr4(self) -> int:
@@ -186,10 +186,14 @@ class Vcpu:
         return f"<Vcpu {self.index} {self.state.name} {self.guest.fpstate} request={self.guest.realloc_request}>"
 
 
-def create_vcpu(vm: KvmVm, index: int, *, serial: int = 0, confidential: bool = False) -> Vcpu | AllocFailure:
-    """KVM_CREATE_VCPU: allocate the default container and lock guest permissions. ENOMEM leaves nothing behind."""
+def create_vcpu(vm: KvmVm, index: int, *, serial: int = 0, confidential: bool = False) -> Vcpu | AllocFailure | Errno:
+    """KVM_CREATE_VCPU: allocate what the policy wants by then and lock guest permissions.
+
+    ``AllocFailure`` is its ENOMEM; an ``Errno`` is that of KVM_SET_CPUID2 with the CPUID the whole VM has. Neither
+    leaves anything behind.
+    """
     vcpu = Vcpu(vm, index, serial)
-    failure = alloc_guest_fpstate(vm.leader, vcpu.guest)
+    failure = vm.policy.create(vcpu)
     if failure is not None:
         return failure
     vcpu.fpstate.is_confidential = confidential
@@ -198,8 +202,8 @@ def create_vcpu(vm: KvmVm, index: int, *, serial: int = 0, confidential: bool = 
 
 
 def destroy_vcpu(vcpu: Vcpu) -> None:
-    """Free the container of a vCPU that is outside the guest."""
-    free_guest_fpstate(vcpu.vm.leader, vcpu.guest)
+    """Free what a vCPU has, which is outside the guest."""
+    vcpu.vm.policy.destroy(vcpu)
     del vcpu.vm.vcpus[vcpu.index]
 
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from fpu_core.errors import Errno
 from fpu_core.realloc import ReallocFailed
 from host_agent.kvm.growth import needs_action, update_intercepts
-from host_agent.kvm.restore import StateSet, grow_for_restore
+from host_agent.kvm.restore import StateSet
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcr0 import xcr0_error
 
@@ -47,7 +47,7 @@ def set_xcrs(vcpu: Vcpu, xcrs: Sequence[Xcr], flags: int = 0) -> StateSet | Errn
         return StateSet()
     if xcr0_error(_XCR0, value, vcpu.guest_supported_xcr0) is not None:
         return Errno.EINVAL
-    grown = grow_for_restore(vcpu, needs_action(vcpu, xcr0=value, xfd=vcpu.fpstate.xfd))
+    grown = vcpu.vm.policy.grow_for_restore(vcpu, needs_action(vcpu, xcr0=value, xfd=vcpu.fpstate.xfd))
     if isinstance(grown, ReallocFailed):
         return grown.errno
     vcpu.xcr0 = value

@@ -15,7 +15,7 @@ from fpu_core.realloc import ReallocFailed
 from fpu_core.uabi import fpu_copy_guest_fpstate_to_uabi, fpu_copy_uabi_to_guest_fpstate, guest_uabi_error
 from fpu_core.xfeature import XFEATURE_MASK_FPSSE
 from host_agent.kvm.growth import update_intercepts
-from host_agent.kvm.restore import StateSet, grow_for_restore
+from host_agent.kvm.restore import StateSet
 from host_agent.kvm.vcpu import Vcpu
 
 _U64: Final = struct.Struct("<Q")
@@ -57,7 +57,7 @@ def set_xsave(vcpu: Vcpu, buf: bytes) -> StateSet | Errno:
     errno = guest_uabi_error(vm.host.config, image, vm.supported_xcr0, accepts, fpstate.xfd)
     if errno is not Errno.OK:
         return errno
-    grown = grow_for_restore(vcpu, missing)
+    grown = vcpu.vm.policy.grow_for_restore(vcpu, missing)
     if isinstance(grown, ReallocFailed):
         return grown.errno
     imported = fpu_copy_uabi_to_guest_fpstate(vm.host, vcpu.guest, image, vm.supported_xcr0)

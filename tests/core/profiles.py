@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
+
+T = TypeVar("T")
 
 PROFILE_VARIABLE: Final = "FPSTATED_HYPOTHESIS_PROFILE"
 
@@ -33,6 +35,14 @@ settings.register_profile(
 def load_profile() -> None:
     """Load the profile that the environment names, ``ci`` where it names none."""
     settings.load_profile(os.environ.get(PROFILE_VARIABLE, "ci"))
+
+
+def shorter(case: type[T]) -> type[T]:
+    """Give a state machine's test case a quarter of the examples: it is one of several that differ little."""
+    current = settings.default
+    assert current is not None
+    case.settings = settings(current, max_examples=max(1, current.max_examples // 4))  # type: ignore[attr-defined]
+    return case
 
 
 load_profile()

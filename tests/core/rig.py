@@ -124,6 +124,10 @@ class Lines:
         """Note a restore."""
         self.lines.append(f"restore {_whose(fpstate)} {rfbm:#x}")
 
+    def copy(self, to: Fpstate, of: Fpstate) -> None:
+        """Note a copy in memory."""
+        self.lines.append(f"memcpy {_whose(of)} to {_whose(to)}")
+
     def write_xfd(self, value: int) -> None:
         """Note the register's new value."""
         self.lines.append(f"wrmsr xfd {value:#x}")

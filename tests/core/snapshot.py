@@ -35,6 +35,9 @@ def snapshot(world: World) -> dict[str, object]:
             fpu_guest.realloc_request,
         )
         found[f"{name} container"] = _container(fpu_guest.fpstate)
+        if fpu_guest.buffers is not None:
+            found[f"{name} user_fpu"] = _container(fpu_guest.buffers.user_fpu)
+            found[f"{name} guest_fpu"] = _container(fpu_guest.buffers.guest_fpu)
     for account in world.view().accounts:
         found[f"account {account.name}"] = (account.limit_bytes, account.used_bytes)
     return found

@@ -27,6 +27,7 @@ from host_agent.kvm import intercept
 from host_agent.kvm.growth import needs_action
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.outcome import Inject
+from host_agent.kvm.set_cpuid import set_vm_cpuid
 from tests.core import profiles
 from tests.core.samples import random_bytes, tilecfg
 from tests.core.world import PROCESSES, Ambush, Guest, Task, World, is_outside
@@ -71,12 +72,17 @@ troubles = st.builds(
 )
 
 
+_NO_TROUBLE = Trouble(fails=False, intruder=None, resume_on=0, seed=0)
+
+
 class CoreMachine(RuleBasedStateMachine):
     """Tasks and vCPUs of two processes on two CPUs do everything they can do."""
 
+    policy = "on_swap"
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World.create()
+        self.world = World.create(policy=self.policy)
         self.clones = 0
 
     @initialize(
@@ -84,19 +90,24 @@ class CoreMachine(RuleBasedStateMachine):
         guest=st.sampled_from([True, True, False]),
         vcpus=st.integers(0, 3),
         amx=st.booleans(),
+        cpuid=st.sampled_from([True, True, False]),
         cpu=cpu_nr,
     )
-    def start(self, host: bool, guest: bool, vcpus: int, amx: bool, cpu: int) -> None:
+    def start(self, host: bool, guest: bool, vcpus: int, amx: bool, cpuid: bool, cpu: int) -> None:
         """Most runs begin where it gets interesting: permissions granted, a vCPU or two in the guest."""
         for process in PROCESSES:
             if host:
                 self.world.request(process, guest=False)
             if guest:
                 self.world.request(process, guest=True)
+            if cpuid:
+                vm = self.world.vms[process]
+                assert set_vm_cpuid(vm, vm.masked_cpuid(vm.supported_xcr0)) is Errno.OK
         for nr in range(vcpus):
-            self.create_vcpu(PROCESSES[nr % 2], nr // 2, confidential=False, fails=False)
-            self.enter(0, nr // 2, cpu)
-            self.boot(self.world.guests[f"{PROCESSES[nr % 2]}/{nr // 2}"], tiles=amx and guest, seed=nr, cpu=cpu)
+            made = self.world.create_vcpu(PROCESSES[nr % 2], nr // 2)
+            if isinstance(made, Guest):
+                self.enter(0, nr // 2, cpu, _NO_TROUBLE)
+                self.boot(made, tiles=amx and guest, seed=nr, cpu=cpu)
 
     def boot(self, guest: Guest, *, tiles: bool, seed: int, cpu: int) -> None:
         """A guest that has just entered enables what it may, and perhaps configures its tiles and loads one."""
@@ -183,12 +194,22 @@ class CoreMachine(RuleBasedStateMachine):
         self.world.destroy(self.outside(nr))
 
     @precondition(any_outside)
-    @rule(nr=index, thread=index, cpu=cpu_nr)
-    def enter(self, nr: int, thread: int, cpu: int) -> None:
-        """KVM_RUN on any thread of the process."""
+    @rule(nr=index, xcr0=st.sampled_from([XCR0_VALUES[-1], XCR0_VALUES[-1], XCR0_VALUES[-3]]), fails=st.booleans())
+    def set_cpuid(self, nr: int, xcr0: int, fails: bool) -> None:
+        """KVM_SET_CPUID2 of one vCPU before its first run: some policies allocate there."""
+        guest = self.outside(nr)
+        self.world.fail_next = fails
+        if not guest.has_run:
+            self.world.set_cpuid(guest, xcr0)
+
+    @precondition(any_outside)
+    @rule(nr=index, thread=index, cpu=cpu_nr, trouble=troubles)
+    def enter(self, nr: int, thread: int, cpu: int, trouble: Trouble) -> None:
+        """KVM_RUN on any thread of the process; with three buffers, the thread's own image may have to grow."""
         guest = self.outside(nr)
         task = self.thread_for(guest, thread, cpu)
         if task is not None:
+            self.prepare(trouble)
             self.world.enter(guest, task.fpu)
 
     @precondition(any_entered)
@@ -378,7 +399,10 @@ class CoreMachine(RuleBasedStateMachine):
         """The kernel uses the FPU itself, behind everybody's back."""
         self.world.kernel_fpu(self.world.cpus[cpu], random_bytes(seed, 16))
 
-    @rule(which=st.sampled_from([*PROCESSES, "host"]), room=st.sampled_from([None, None, 0, 2_624, 10_815, 10_816]))
+    @rule(
+        which=st.sampled_from([*PROCESSES, "host"]),
+        room=st.sampled_from([None, None, 0, 2_624, 10_815, 10_816, 21_632]),
+    )
     def limit(self, which: str, room: int | None) -> None:
         """A byte limit with exactly so much room left, or none."""
         account = self.world.allocator.host if which == "host" else self.world.vms[which].account
@@ -427,5 +451,26 @@ def _span(component: int, where: int, size: int) -> tuple[int, int]:
     return offset, 1 + where // size % (size - offset)
 
 
+class OnWriteMachine(CoreMachine):
+    """The same, growing in the intercept."""
+
+    policy = "on_write"
+
+
+class OnCpuidMachine(CoreMachine):
+    """The same, growing when the CPUID is set."""
+
+    policy = "on_cpuid"
+
+
+class ThreeBufferMachine(CoreMachine):
+    """The same, with everything copied."""
+
+    policy = "three_buffer"
+
+
 #: A failure is shrunk before it is reported, which takes its time.
 TestCore = pytest.mark.timeout(900)(CoreMachine.TestCase)
+TestOnWrite = pytest.mark.timeout(900)(profiles.shorter(OnWriteMachine.TestCase))
+TestOnCpuid = pytest.mark.timeout(900)(profiles.shorter(OnCpuidMachine.TestCase))
+TestThreeBuffer = pytest.mark.timeout(900)(profiles.shorter(ThreeBufferMachine.TestCase))

@@ -37,10 +37,12 @@ from fpu_core.xfeature import (
     for_each_set_bit,
 )
 from host_agent.kvm import intercept
-from host_agent.kvm.growth import grow_on_swap, needs_action
+from host_agent.kvm.growth import needs_action
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
+from host_agent.kvm.policy import allocation_policy
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
+from host_agent.kvm.set_cpuid import set_cpuid2
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu, destroy_vcpu, reset_vcpu
 from tests.core.image import in_image, in_registers
 from tests.core.reference import Registers, without_mxcsr
@@ -57,6 +59,8 @@ class Guest:
     vcpu: Vcpu
     regs: Registers
     parked_on: PendingWrite | None = None
+    #: It has been in the guest: another CPUID is no longer for it.
+    has_run: bool = False
 
     @property
     def confidential(self) -> bool:
@@ -110,13 +114,15 @@ class World:
         self.permissions = PermissionHistory(self.config.rules.perm_loses_supervisor, self.config.rules.user_supported)
 
     @classmethod
-    def create(cls, profile: str = "sapphire-rapids", *, rules: KernelRules = KERNEL_6_18) -> World:
+    def create(
+        cls, profile: str = "sapphire-rapids", policy: str = "on_swap", *, rules: KernelRules = KERNEL_6_18
+    ) -> World:
         """Two processes of two threads each; nobody runs."""
         world = cls(boot(builtin_profile(profile), rules))
         for name in PROCESSES:
             account = Account(f"vms/{name}", world.allocator.host)
             leader = world.add_task(Fpu(world.host, f"{name}/main", account=account))
-            world.vms[name] = KvmVm(world.host, account, leader.fpu, grow_on_swap)
+            world.vms[name] = KvmVm(world.host, account, leader.fpu, allocation_policy(policy))
             world.add_task(Fpu(world.host, f"{name}/vcpu", account=account, leader=leader.fpu))
         return world
 
@@ -231,10 +237,10 @@ class World:
 
     # -- vCPUs -------------------------------------------------------------------------------------------------------
 
-    def create_vcpu(self, process: str, index: int, *, confidential: bool = False) -> Guest | AllocFailure:
+    def create_vcpu(self, process: str, index: int, *, confidential: bool = False) -> Guest | AllocFailure | Errno:
         """KVM_CREATE_VCPU."""
         vcpu = create_vcpu(self.vms[process], index, confidential=confidential)
-        if isinstance(vcpu, AllocFailure):
+        if isinstance(vcpu, AllocFailure | Errno):
             self.reached.add("vcpu not created")
             return vcpu
         name = f"{process}/{index}"
@@ -246,10 +252,25 @@ class World:
         destroy_vcpu(guest.vcpu)
         del self.guests[guest.name]
 
-    def enter(self, guest: Guest, fpu: Fpu) -> None:
+    def set_cpuid(self, guest: Guest, xcr0: int) -> Errno:
+        """KVM_SET_CPUID2 of a vCPU that has not run."""
+        before = guest.vcpu.guest_supported_xcr0, guest.vcpu.fpstate
+        errno = set_cpuid2(guest.vcpu, guest.vcpu.vm.masked_cpuid(xcr0))
+        if errno is Errno.OK:
+            assert guest.vcpu.guest_supported_xcr0 == xcr0
+        else:
+            assert (guest.vcpu.guest_supported_xcr0, guest.vcpu.fpstate) == before, "a refused CPUID left a trace"
+            self.reached.add(f"cpuid {errno.name}")
+        return errno
+
+    def enter(self, guest: Guest, fpu: Fpu) -> AllocFailure | None:
         """KVM_RUN; a parked vCPU goes on without its instruction."""
-        vcpu_enter(guest.vcpu, fpu)
-        guest.parked_on = None
+        failure = vcpu_enter(guest.vcpu, fpu)
+        if failure is not None:
+            self.reached.add("KVM_RUN ENOMEM")
+            return failure
+        guest.parked_on, guest.has_run = None, True
+        return None
 
     def leave(self, guest: Guest) -> None:
         """KVM_RUN returns."""
@@ -272,9 +293,9 @@ class World:
         """A parked vCPU executes its instruction again."""
         write = guest.parked_on
         assert write is not None
-        vcpu_enter(guest.vcpu, fpu)
+        assert vcpu_enter(guest.vcpu, fpu) is None
         guest.parked_on = None
-        return self._write(guest, lambda g: g.vcpu.vm.execute_write(g.vcpu, write), write.xcr0, write.xfd)
+        return self._write(guest, lambda g: g.vcpu.vm.policy.execute_write(g.vcpu, write), write.xcr0, write.xfd)
 
     def _write(
         self, guest: Guest, act: Callable[[Guest], Intercepted], xcr0: int | None, xfd: int | None

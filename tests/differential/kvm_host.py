@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from fpu_core.alloc import Account, Allocator, AllocFailure
+from fpu_core.alloc import Account, Allocator
 from fpu_core.config import FpuConfig, boot
 from fpu_core.cpu import Cpu
 from fpu_core.cpuid import builtin_profile
@@ -46,7 +46,7 @@ def fresh_vcpu(*, cpuid: int | None) -> Vcpu:
     if cpuid is not None:
         assert set_vm_cpuid(vm, vm.masked_cpuid(cpuid)) is Errno.OK
     vcpu = create_vcpu(vm, 0)
-    assert not isinstance(vcpu, AllocFailure)
+    assert isinstance(vcpu, Vcpu)
     return vcpu
 
 

@@ -26,9 +26,9 @@ from fpu_core.xfeature import (
 from host_agent.kvm import intercept
 from host_agent.kvm.caps import KvmCaps
 from host_agent.kvm.cpuid import CpuidTable, GuestCpuid
-from host_agent.kvm.growth import grow_on_swap
 from host_agent.kvm.msrs_ioctl import MsrEntry, MsrsSet, get_msrs, set_msrs
 from host_agent.kvm.outcome import Done, Inject
+from host_agent.kvm.policy import allocation_policy
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.set_cpuid import runtime_cpuid, set_cpuid2
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu
@@ -61,7 +61,7 @@ class ModelVcpu:
     def __init__(self, config: FpuConfig, caps: KvmCaps) -> None:
         host = FpuHost(config)
         self.fpu = Fpu(host, "vmm", account=Account("vms/live", host.allocator.host))
-        vm = KvmVm(host, self.fpu.account, self.fpu, grow_on_swap)
+        vm = KvmVm(host, self.fpu.account, self.fpu, allocation_policy("on_swap"))
         vm.caps, vm.cpuid = caps, GuestCpuid((), caps)
         created = create_vcpu(vm, 0)
         assert isinstance(created, Vcpu)

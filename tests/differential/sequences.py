@@ -98,6 +98,10 @@ class RecordingTracer:
         """Registers restored."""
         self.lines.append(f"{self._restore} {self.name(fpstate)} rfbm={rfbm:#x}")
 
+    def copy(self, to: Fpstate, of: Fpstate) -> None:
+        """An image copied in memory, which no recorded kernel does."""
+        raise AssertionError(f"memcpy of {self.name(of)} to {self.name(to)}")
+
     def write_xfd(self, value: int) -> None:
         """XFD written."""
         self.lines.append(f"WRMSR IA32_XFD {value:#x}")

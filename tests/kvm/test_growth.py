@@ -137,7 +137,8 @@ def test_growth_of_a_guest_that_lost_the_cpu_before_its_exit_was_handled() -> No
 
 
 def test_policies() -> None:
-    """on_swap is the one there is; any other name is refused with the list."""
-    assert list(ALLOCATION_POLICIES) == ["on_swap"]
-    with pytest.raises(FieldError, match=r"vm\.allocation_policy: expected one of on_swap, got 'on_cpuid'"):
-        allocation_policy("on_cpuid")
+    """There are four; any other name is refused with the list."""
+    assert list(ALLOCATION_POLICIES) == ["on_swap", "on_write", "on_cpuid", "three_buffer"]
+    listed = "on_swap, on_write, on_cpuid, three_buffer"
+    with pytest.raises(FieldError, match=rf"vm\.allocation_policy: expected one of {listed}, got 'on_demand'"):
+        allocation_policy("on_demand")

@@ -27,10 +27,10 @@ AMX = 0x602E7
 
 
 def entered(
-    profile: str = "sapphire-rapids", *, permitted: bool = True, cpuid: int | None = None
+    profile: str = "sapphire-rapids", *, permitted: bool = True, cpuid: int | None = None, policy: str = "on_swap"
 ) -> tuple[World, Guest]:
     """A vCPU in the guest."""
-    world = World.create(profile)
+    world = World.create(profile, policy)
     if permitted:
         world.request("a", guest=True)
     if cpuid is not None:

@@ -34,6 +34,11 @@ class LaneTracer:
         """A container into registers."""
         self._operation(self._restore, "<-", fpstate, rfbm)
 
+    def copy(self, to: Fpstate, of: Fpstate) -> None:
+        """An image copied in memory."""
+        target = self._owner_of(to) or "a new image"
+        self._lanes.inner(f"memcpy   -> {target}, {of.size} B", f"from {self._owner_of(of)}")
+
     def write_xfd(self, value: int) -> None:
         """IA32_XFD changes."""
         self._lanes.inner(f"WRMSR    IA32_XFD = {format_mask(value)}")

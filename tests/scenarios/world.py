@@ -174,6 +174,10 @@ class World:
         """Whose container it is: ``guest a/0``, ``user a/main``; empty for nobody's yet."""
         for vm in self.state.vms.values():
             for vcpu in vm.kvm.vcpus.values():
+                buffers = vcpu.guest.buffers
+                if buffers is not None and fpstate in (buffers.user_fpu, buffers.guest_fpu):
+                    which = "user_fpu" if fpstate is buffers.user_fpu else "guest_fpu"
+                    return f"{which} {vm.id}/{vcpu.index}"
                 if vcpu.guest.fpstate is fpstate:
                     return f"guest {vm.id}/{vcpu.index}"
             for task in vm.tasks.values():

@@ -59,12 +59,6 @@ async def test_a_request_id_returns_the_first_answer(world: World) -> None:
         pytest.param("a", {"cpuid_dump": "what?"}, "vm.cpuid_dump", id="a dump that is none"),
         pytest.param("a", {"kernel_rules": "2.4"}, "vm.kernel_rules", id="an unknown kernel"),
         pytest.param("a", {"allocation_policy": 99}, "vm.allocation_policy", id="an unknown policy"),
-        pytest.param(
-            "a",
-            {"allocation_policy": vm_pb2.ALLOCATION_POLICY_THREE_BUFFER},
-            "vm.allocation_policy",
-            id="a policy that is not built",
-        ),
         pytest.param("a", {"owner": vm_pb2.Owner(pid=9_999_999)}, "vm.owner.pid", id="a pid too large"),
         pytest.param("a", {"labels": {"K": "v"}}, "vm.labels", id="a label's key"),
         pytest.param("a", {"labels": {"k": "v" * 257}}, "vm.labels[k]", id="a label too long"),
