@@ -259,6 +259,27 @@ def cpuid(
     print(format_cpuid_dump(found), end="")
 
 
+@app.command("compare-policies")
+def compare_policies(
+    script: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A guest's script; without one, the built-in mix of guests.")
+    ] = None,
+    mix: Annotated[bool, typer.Option("--mix", help="The built-in mix of guests, which is the default.")] = False,
+    profile: Annotated[str, typer.Option(help="The guests' processor, a built-in one.")] = "sapphire-rapids",
+    fail: Annotated[int, typer.Option(metavar="NTH", min=1, help="Which allocation of a guest fails, once.")] = 2,
+    json_to: Annotated[str, typer.Option("--json", metavar="FILE|-", help="Write the figures as JSON.")] = "",
+    svg_to: Annotated[str, typer.Option("--svg", metavar="FILE", help="Draw them.")] = "",
+) -> None:
+    """Run the same guests under all four allocation policies and count what each costs."""
+    _need_host_extra("compare-policies")
+    from fpstated.compare_command import CompareOptions, run_compare
+
+    if mix and script is not None:
+        print("fpstated compare-policies: expected --script or --mix, got both", file=sys.stderr)
+        raise typer.Exit(2)
+    raise typer.Exit(run_compare(CompareOptions(script, profile, fail, json_to, svg_to)))
+
+
 def _default_address() -> str:
     from fpstated.address import default_address
 

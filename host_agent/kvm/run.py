@@ -53,6 +53,7 @@ def vcpu_leave(vcpu: Vcpu) -> SwapResult:
     fpu = _runner(vcpu)
     result = vcpu.vm.policy.swap_out(fpu, vcpu.guest)
     vcpu.fpu = None
+    vcpu.vm.fpu_reload += 1
     vcpu.move(VcpuEvent.LEAVE)
     return result
 

@@ -51,9 +51,10 @@ class KvmVm:
     caps: KvmCaps = field(init=False)
     #: The CPUID of vCPUs that were given none of their own: all the host supports, until one is set for the VM.
     cpuid: GuestCpuid = field(init=False)
-
     #: Whether somebody has set it.
     cpuid_given: bool = False
+    #: KVM_RUNs of its vCPUs that have ended. Source: kvm_put_guest_fpu(), vcpu->stat.fpu_reload.
+    fpu_reload: int = 0
 
     def __post_init__(self) -> None:
         self.caps = kvm_caps(self.host.config)
