@@ -18,7 +18,7 @@ fresh machine, which must reach the identical digest.
 ``pytest tests/test_scenarios.py --rewrite`` writes what was printed into the files. Commit such a change only if you
 can say why each line of it is right.
 
-    create-vm NAME [profile=] [without=] [rules=] [limit=] [protected]
+    create-vm NAME [profile=] [without=] [rules=] [limit=] [policy=] [protected]
                                                             delete-vm NAME [force]     reset-vm NAME
     permit guest|host FEATURE [vm=]                         supported-cpuid [vm=]
     cpuid MASK|empty|supported|long [without=] [vm=] [vcpu=]
@@ -27,7 +27,7 @@ can say why each line of it is right.
               | kernel-fpu | clone CHILD thread|process | exec | exit
     fail-allocation [point=] [nth=] [times=] [vm=] [vcpu=]  fail-allocation off
     limit vm|host BYTES|none                                advance DURATION
-    preempt-at intercept|realloc [kernel-fpu]               trace on|off
+    preempt-at intercept|write|realloc [kernel-fpu]         trace on|off
     session [explicit] [vcpus=] [lease=] [client=]          close-session [N]
     guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS, and cpuid LEAF [SUB]
     guest [VCPU] xsave|xsaveopt|xsavec|xrstor MEMORY [rfbm=] [xstate_bv=] [xcomp_bv=] [misaligned=]

@@ -36,11 +36,13 @@ def create_vm(world: World, words: Words) -> None:
     vm_id, limit, without = words.take("a name"), words.key("limit"), words.key("without")
     profile = words.key("profile", world.state.config.default_profile)
     protected = words.flag("protected")
+    policy = words.key("policy", "on_swap")
     command = CreateVm(
         vm_id=vm_id,
         profile="" if without else profile,
         cpuid_dump=_dump_without(profile, without.split(",")) if without else "",
         kernel_rules=words.key("rules"),
+        allocation_policy=policy,
         byte_limit=number(limit) if limit else None,
         has_protected_state=protected,
     )
@@ -50,7 +52,8 @@ def create_vm(world: World, words: Words) -> None:
     config = vm.platform.host.config
     lacks = f" without {without}" if without else ""
     rules = f"kernel rules {config.rules.name}"
-    world.lanes.host(f"vm {vm_id}: {profile}{lacks}, {rules}", f"XCR0 {config.user.max_features:#x}")
+    by = f", {policy}" if policy != "on_swap" else ""
+    world.lanes.host(f"vm {vm_id}: {profile}{lacks}, {rules}", f"XCR0 {config.user.max_features:#x}{by}")
 
 
 def _dump_without(profile_name: str, capabilities: list[str]) -> str:

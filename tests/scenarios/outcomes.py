@@ -93,7 +93,8 @@ def _answer(world: World, text: str) -> None:
 def tell_growth(world: World, vcpu_name: str, growth: Growth) -> None:
     """A container that grew: its image sizes, and what was committed with it."""
     sizes = f"fpstate {growth.old_bytes} -> {growth.new_bytes} B"
-    world.lanes.host(sizes, f"commit {_committed(world.state.vcpu(vcpu_name))}, enter again")
+    vcpu = world.state.vcpu(vcpu_name)
+    world.lanes.host(sizes, f"commit {_committed(vcpu)}, {vcpu.vm.policy.goes_on}")
 
 
 def _committed(vcpu: Vcpu) -> str:

@@ -29,6 +29,7 @@ from tests.scenarios.tracer import LaneTracer
 #: The core's names of the places where it can be preempted in the middle of a growth.
 PREEMPT_POINTS: Final = {
     "intercept": "intercept: request set, not yet swapped out",
+    "write": "intercept: the allocation may sleep",
     "realloc": "realloc: allocated, not yet locked",
 }
 HOUR_NS: Final = 3600 * 1_000_000_000
@@ -227,7 +228,7 @@ class World:
         switch_to(cpu, None)
         if plan.kernel_fpu:
             _kernel_fpu_section(cpu)
-        if plan.where == "intercept":  # at the other point the new container is nobody's yet, and the ledger knows it
+        if plan.where != "realloc":  # there the new container is nobody's yet, and the ledger knows it
             for view in self.state.core_views():
                 check_core(view)
         switch_to(cpu, fpu)

@@ -24,7 +24,7 @@ class OnSwap(AllocationPolicy):
 
     name: ClassVar[str] = "on_swap"
     grows: ClassVar[str] = "request realloc, leave the loop, swap out"
-    goes_on: ClassVar[str] = "swap in"
+    goes_on: ClassVar[str] = "enter again"
 
     def execute_write(self, vcpu: Vcpu, write: PendingWrite) -> Done | ReallocExit:
         """Commit at once where there is room; else leave the loop and let the swap decide."""
