@@ -34,7 +34,7 @@ check: $(STAMP)  ## check format, lint, types, import directions, that the gener
 	$(BIN)/python -m tools.lint_protos
 
 proof: $(STAMP)  ## run the property tests at length (some minutes)
-	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine.py tests/test_machine_properties.py $(ARGS)
+	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine*.py tests/test_machine_properties*.py $(ARGS)
 
 bench: $(STAMP)  ## measure; prints a table and writes build/bench.json
 	@mkdir -p build

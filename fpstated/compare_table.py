@@ -92,28 +92,29 @@ def to_json(found: Comparison) -> str:
     record = {
         "what": found.what,
         "profile": found.profile,
-        "failNth": found.fail_nth,
+        "fail_nth": found.fail_nth,
         "policies": {row.policy: _row(row) for row in found.policies},
     }
     return json.dumps(record, indent=2) + "\n"
 
 
 def _row(row: PolicyFigures) -> dict[str, Any]:
-    total = row.total
+    total = asdict(row.total) | {"exits": row.exits}
+    runs = total["vcpu_runs"] or 1
     return {
-        "total": asdict(total) | {"exits": row.exits},
-        "perVcpuRun": {name: round(per_run(total, of), 3) for name, of in PER_RUN.items()},
-        "peakBytesPerVcpu": max(guest.peak_bytes for guest in row.guests),
+        "total": total,
+        "per_vcpu_run": {name: round(count / runs, 3) for name, count in total.items()},
+        "peak_bytes_per_vcpu": max(guest.peak_bytes for guest in row.guests),
         "guests": {guest.name: _guest(guest) for guest in row.guests},
-        "failedAllocation": list(row.failure),
+        "failed_allocation": list(row.failure),
     }
 
 
 def _guest(guest: GuestFigures) -> dict[str, Any]:
     return asdict(guest.figures) | {
         "exits": guest.exits,
-        "peakBytes": guest.peak_bytes,
-        "bytesAtRest": guest.rest_bytes,
+        "peak_bytes": guest.peak_bytes,
+        "bytes_at_rest": guest.rest_bytes,
         "outcome": guest.outcome,
         "notes": list(guest.notes),
     }

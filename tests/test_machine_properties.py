@@ -427,10 +427,12 @@ class HostRules(RuleBasedStateMachine):
             case _:
                 self.do(RequestPermission(vm=vm, feature=18, guest=what == "guest perm"))
 
-    @rule(vm=st.sampled_from(VMS), mask=st.sampled_from([0x7, 0x2E7, 0x602E7, 1 << 50]))
-    def set_cpuid(self, vm: str, mask: int) -> None:
-        """KVM_SET_CPUID2, early or late."""
-        self.do(SetCpuid(vm=vm, xcr0_mask=mask))
+    @rule(vm=st.sampled_from(VMS), mask=st.sampled_from([0x7, 0x2E7, 0x602E7, 1 << 50]), nr=st.none() | index)
+    def set_cpuid(self, vm: str, mask: int, nr: int | None) -> None:
+        """KVM_SET_CPUID2 of one vCPU or of all, early or late."""
+        vcpus = [name for name in self.vcpus() if name.startswith(f"{vm}/")]
+        one = _pick(vcpus, nr) if nr is not None and vcpus else ""
+        self.do(SetCpuid(vm=vm, xcr0_mask=mask, vcpu=one))
 
     @rule(vm=st.sampled_from(VMS), what=st.sampled_from(["supported", "supported", "empty", "double"]))
     def set_cpuid_table(self, vm: str, what: str) -> None:
@@ -587,26 +589,5 @@ def _kept(vcpu: Vcpu) -> list[Outcome]:
     return list(vcpu.agent.outcomes.values()) if isinstance(vcpu.agent, VcpuSide) else []
 
 
-class OnWriteRules(HostRules):
-    """The same, growing in the intercept."""
-
-    policy = "on_write"
-
-
-class OnCpuidRules(HostRules):
-    """The same, growing when the CPUID is set."""
-
-    policy = "on_cpuid"
-
-
-class ThreeBufferRules(HostRules):
-    """The same, with everything copied."""
-
-    policy = "three_buffer"
-
-
 #: A failure is shrunk before it is reported, which takes its time.
 TestHost = pytest.mark.timeout(900)(HostRules.TestCase)
-TestOnWrite = pytest.mark.timeout(900)(profiles.shorter(OnWriteRules.TestCase))
-TestOnCpuid = pytest.mark.timeout(900)(profiles.shorter(OnCpuidRules.TestCase))
-TestThreeBuffer = pytest.mark.timeout(900)(profiles.shorter(ThreeBufferRules.TestCase))

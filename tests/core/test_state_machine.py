@@ -451,26 +451,5 @@ def _span(component: int, where: int, size: int) -> tuple[int, int]:
     return offset, 1 + where // size % (size - offset)
 
 
-class OnWriteMachine(CoreMachine):
-    """The same, growing in the intercept."""
-
-    policy = "on_write"
-
-
-class OnCpuidMachine(CoreMachine):
-    """The same, growing when the CPUID is set."""
-
-    policy = "on_cpuid"
-
-
-class ThreeBufferMachine(CoreMachine):
-    """The same, with everything copied."""
-
-    policy = "three_buffer"
-
-
 #: A failure is shrunk before it is reported, which takes its time.
 TestCore = pytest.mark.timeout(900)(CoreMachine.TestCase)
-TestOnWrite = pytest.mark.timeout(900)(profiles.shorter(OnWriteMachine.TestCase))
-TestOnCpuid = pytest.mark.timeout(900)(profiles.shorter(OnCpuidMachine.TestCase))
-TestThreeBuffer = pytest.mark.timeout(900)(profiles.shorter(ThreeBufferMachine.TestCase))

@@ -250,8 +250,24 @@ def test_three_buffers_take_three_times_the_largest() -> None:
     assert world.allocator.host.used_bytes == 0
 
 
+def test_a_confidential_guest_is_not_copied() -> None:
+    """Its registers are the firmware's: neither saved nor loaded; XFD is switched all the same."""
+    world = World.create(policy="three_buffer")
+    world.request("a", guest=True)
+    guest = world.create_vcpu("a", 0, confidential=True)
+    assert isinstance(guest, Guest)
+    fpu, counters = world.tasks["a/main"].fpu, world.cpus[0].counters
+    world.run(fpu, 0)
+    world.enter(guest, fpu)
+    assert (counters.restores, world.cpus[0].xfd) == (0, 0)
+    world.leave(guest)
+    assert (counters.saves, counters.restores, world.cpus[0].xfd) == (0, 1, TILE_DATA)
+    world.check()
+
+
 @pytest.mark.parametrize("policy", ALLOCATION_POLICIES)
-def test_abandoned_in_the_guest(policy: str) -> None:
+@pytest.mark.parametrize("runs", [True, False], ids=["running", "scheduled out"])
+def test_abandoned_in_the_guest(policy: str, runs: bool) -> None:
     """A bug of ours stops the vCPU; its thread has its own registers back, wherever they were."""
     world, guest = entered(policy=policy)
     fpu = world.tasks["a/main"].fpu
@@ -259,7 +275,10 @@ def test_abandoned_in_the_guest(policy: str) -> None:
     world.user_write(world.tasks["a/main"], 1, 0, b"the user's")
     world.enter(guest, fpu)
     world.guest_write(guest, 1, 0, b"the guest's")
+    if not runs:
+        switch_to(world.cpus[0], None)
     vcpu_abandon(guest.vcpu)
+    world.run(fpu, 0)
     assert fpu.task_fpstate is None
     assert not fpu.fpstate.in_use
     world.user_read(world.tasks["a/main"])

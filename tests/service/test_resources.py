@@ -40,6 +40,13 @@ async def test_a_vm_is_what_was_asked_for(world: World) -> None:
     assert vm.etag
 
 
+@pytest.mark.parametrize("policy", [each for each in vm_pb2.AllocationPolicy.values() if each])
+async def test_a_vm_has_the_policy_it_asked_for(world: World, policy: vm_pb2.AllocationPolicy.ValueType) -> None:
+    """All of the wire's policies are there."""
+    name = await world.vm("db", vcpus=1, allocation_policy=policy)
+    assert (await world.vms.GetVm(vm_pb2.GetVmRequest(name=name))).vm.allocation_policy == policy
+
+
 async def test_a_request_id_returns_the_first_answer(world: World) -> None:
     """The same id with another request is a mistake."""
     request = vm_pb2.CreateVmRequest(vm_id="a", request_id="r1")

@@ -11,7 +11,16 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from fpstate.v1 import exit_pb2, host_pb2, host_pb2_grpc, migration_pb2, migration_pb2_grpc, session_pb2
+from fpstate.v1 import (
+    exit_pb2,
+    host_pb2,
+    host_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
+    session_pb2,
+    vcpu_pb2,
+    vm_pb2,
+)
 from google.protobuf import descriptor_pool, duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -127,6 +136,7 @@ async def test_a_host_says_what_it_is_and_can_do(world: World) -> None:
     assert tuple(info.capabilities) == capabilities(world.server.agent.state.config)
     assert "sapphire-rapids" in info.profiles
     assert info.kernel_rules[0] == "6.18"
+    assert list(info.policies) == sorted(each for each in vm_pb2.AllocationPolicy.values() if each)
     assert info.limits.cpus == 4
     assert info.limits.events_per_batch_max >= 128
     assert info.drain_state == host_pb2.DRAIN_STATE_SERVING
