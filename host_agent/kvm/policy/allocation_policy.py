@@ -76,7 +76,8 @@ class AllocationPolicy(ABC):
         """A host-initiated KVM_SET_XSAVE, KVM_SET_XCRS or KVM_SET_MSRS wants room for ``xfeatures``: grow at once.
 
         None where there is nothing to gain: what the container then lacks is for the ioctl's own checks to refuse.
-        What the vCPU's registers hold is kept. A failure changes nothing; its errno is the ioctl's.
+        What the vCPU's registers hold is kept; a vCPU in the guest needs its thread running. A failure changes nothing,
+        and its errno, ENOMEM or EPERM, is the ioctl's.
         """
         missing = xfeatures & XFEATURE_MASK_USER_DYNAMIC & ~vcpu.fpstate.xfeatures
         if not missing:
