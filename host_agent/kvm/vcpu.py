@@ -61,6 +61,11 @@ class KvmVm:
         self.cpuid = GuestCpuid(self.supported_cpuid(self.supported_xcr0), self.caps)
 
     @property
+    def given_xcr0(self) -> int:
+        """What the CPUID that was set for the whole VM offers, 0 while none was."""
+        return 0 if self.cpuid_xcr0 is None else self.guest_supported_xcr0
+
+    @property
     def supported_xcr0(self) -> int:
         """kvm_caps.supported_xcr0: what KVM could give a guest on this host, permission aside."""
         return self.caps.supported_xcr0
@@ -69,6 +74,11 @@ class KvmVm:
     def guest_supported_xcr0(self) -> int:
         """What a vCPU made now may enable by its CPUID."""
         return self.cpuid.supported_xcr0
+
+    @property
+    def given_xcr0(self) -> int:
+        """The same, of the CPUID that was set for the VM; 0 where none was."""
+        return self.cpuid.supported_xcr0 if self.cpuid_given else 0
 
     def supported_cpuid(self, xcr0: int) -> CpuidTable:
         """KVM_GET_SUPPORTED_CPUID for a process that may use ``xcr0`` in its guests."""

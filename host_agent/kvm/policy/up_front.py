@@ -26,13 +26,12 @@ class UpFront(AllocationPolicy):
     def create(self, vcpu: Vcpu) -> AllocFailure | Errno | None:
         """Allocate, and apply the CPUID that the VM has already. Permission comes first: EPERM then locks nothing."""
         vm = vcpu.vm
-        asked = vm.guest_supported_xcr0 if vm.cpuid_given else 0
-        if asked & XFEATURE_MASK_USER_DYNAMIC & ~group_perm(vm.leader, guest=True).state_perm:
+        if vm.given_xcr0 & XFEATURE_MASK_USER_DYNAMIC & ~group_perm(vm.leader, guest=True).state_perm:
             return Errno.EPERM
         failure = self.allocate(vcpu)
         if failure is not None:
             return failure
-        errno = self.check_cpuid(vcpu, asked)
+        errno = self.check_cpuid(vcpu, vm.given_xcr0)
         if errno is not Errno.OK:
             self.destroy(vcpu)
             return errno

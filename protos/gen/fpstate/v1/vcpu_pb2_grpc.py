@@ -101,6 +101,7 @@ class VcpuServiceServicer(object):
 
     def CreateVcpu(self, request, context):
         """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU.
+        Where the VM has its CPUID already and its policy makes room for that up front, EPERM or EFAULT is KVM_ERRNO, no vCPU.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class VcpuServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VcpuServiceAsyncStub: ...
     CreateVcpu: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.CreateVcpuRequest, _vcpu_pb2.CreateVcpuResponse]
-    """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU."""
+    """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU.
+    Where the VM has its CPUID already and its policy makes room for that up front, EPERM or EFAULT is KVM_ERRNO, no vCPU.
+    """
     GetVcpu: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuRequest, _vcpu_pb2.GetVcpuResponse]
     """Returns one vCPU."""
     ListVcpus: _grpc.UnaryUnaryMultiCallable[_vcpu_pb2.ListVcpusRequest, _vcpu_pb2.ListVcpusResponse]
@@ -72,7 +74,9 @@ class VcpuServiceAsyncStub(VcpuServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVcpu: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.CreateVcpuRequest, _vcpu_pb2.CreateVcpuResponse]  # type: ignore[assignment]
-    """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU."""
+    """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU.
+    Where the VM has its CPUID already and its policy makes room for that up front, EPERM or EFAULT is KVM_ERRNO, no vCPU.
+    """
     GetVcpu: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.GetVcpuRequest, _vcpu_pb2.GetVcpuResponse]  # type: ignore[assignment]
     """Returns one vCPU."""
     ListVcpus: _aio.UnaryUnaryMultiCallable[_vcpu_pb2.ListVcpusRequest, _vcpu_pb2.ListVcpusResponse]  # type: ignore[assignment]
@@ -107,7 +111,9 @@ class VcpuServiceServicer:
         request: _vcpu_pb2.CreateVcpuRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vcpu_pb2.CreateVcpuResponse, _abc.Awaitable[_vcpu_pb2.CreateVcpuResponse]]:
-        """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU."""
+        """Makes a vCPU: allocates its container and locks the VM's guest permissions. Where memory is missing: ENOMEM, no vCPU.
+        Where the VM has its CPUID already and its policy makes room for that up front, EPERM or EFAULT is KVM_ERRNO, no vCPU.
+        """
 
     def GetVcpu(
         self,

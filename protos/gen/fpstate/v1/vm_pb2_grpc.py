@@ -146,7 +146,8 @@ class VmServiceServicer(object):
 
     def SetCpuid(self, request, context):
         """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
-        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
+        without permission: the error is KVM_ERRNO. A call for a whole VM that fails has changed the CPUID of no vCPU.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,7 +55,8 @@ class VmServiceStub:
     """
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]
     """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
-    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
+    without permission: the error is KVM_ERRNO. A call for a whole VM that fails has changed the CPUID of no vCPU.
     """
     GetSupportedCpuid: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetSupportedCpuidRequest, _vm_pb2.GetSupportedCpuidResponse]
     """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
@@ -93,7 +94,8 @@ class VmServiceAsyncStub(VmServiceStub):
     """
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]  # type: ignore[assignment]
     """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
-    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+    a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
+    without permission: the error is KVM_ERRNO. A call for a whole VM that fails has changed the CPUID of no vCPU.
     """
     GetSupportedCpuid: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetSupportedCpuidRequest, _vm_pb2.GetSupportedCpuidResponse]  # type: ignore[assignment]
     """Returns what guests can be given, as KVM_GET_SUPPORTED_CPUID does for the VMM's process: leaf 0xD lacks what it has no
@@ -168,7 +170,8 @@ class VmServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.SetCpuidResponse, _abc.Awaitable[_vm_pb2.SetCpuidResponse]]:
         """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
-        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow: the error is KVM_ERRNO.
+        a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
+        without permission: the error is KVM_ERRNO. A call for a whole VM that fails has changed the CPUID of no vCPU.
         """
 
     def GetSupportedCpuid(
