@@ -410,6 +410,10 @@ class HostRules(RuleBasedStateMachine):
         """The vCPU goes, with what was pending on it."""
         name = _pick(self.vcpus(), nr)
         assert not isinstance(self.do(DeleteVcpu(vcpu=name)), Refused)
+        self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        """A vCPU is no more: nothing of it is pending, and a later one of its name is another."""
         assert not any(key[0] == name for key in self.host.pending)
         self.host.forget_vcpu(name)
         self.decided = [each for each in self.decided if not each.exit.startswith(f"{name}/")]
@@ -510,7 +514,10 @@ class HostRules(RuleBasedStateMachine):
             "preempt": PreemptTask(task=task),
             "kernel": KernelFpu(task=task),
         }
+        before = self.vcpus()
         self.do(commands[what])
+        for name in set(before).difference(self.vcpus()):  # execve(2) of the VMM's main thread ends its vCPUs
+            self._gone(name)
 
     @rule(nr=index, feature=st.sampled_from([0, 1, 2, 9, 17, 18, 18, 11, 63]), seed=seeds)
     def use_feature(self, nr: int, feature: int, seed: int) -> None:
