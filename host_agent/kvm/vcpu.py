@@ -55,15 +55,11 @@ class KvmVm:
     cpuid_given: bool = False
     #: KVM_RUNs of its vCPUs that have ended. Source: kvm_put_guest_fpu(), vcpu->stat.fpu_reload.
     fpu_reload: int = 0
+    _masked: dict[int, GuestCpuid] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.caps = kvm_caps(self.host.config)
         self.cpuid = GuestCpuid(self.supported_cpuid(self.supported_xcr0), self.caps)
-
-    @property
-    def given_xcr0(self) -> int:
-        """What the CPUID that was set for the whole VM offers, 0 while none was."""
-        return 0 if self.cpuid_xcr0 is None else self.guest_supported_xcr0
 
     @property
     def supported_xcr0(self) -> int:
@@ -86,9 +82,13 @@ class KvmVm:
         return supported_cpuid(config.profile, config.table, self.caps, xcr0=xcr0)
 
     def masked_cpuid(self, xcr0: int) -> GuestCpuid:
-        """All the host supports, cut down to ``xcr0``: a CPUID for those who do not want to make a table."""
-        everything = self.supported_cpuid(self.supported_xcr0)
-        return GuestCpuid(cut_down(everything, self.host.config.table, xcr0=xcr0), self.caps)
+        """All the host supports, cut down to ``xcr0``: a CPUID for those who do not want to make a table. Made once."""
+        found = self._masked.get(xcr0)
+        if found is None:
+            everything = self.supported_cpuid(self.supported_xcr0)
+            found = GuestCpuid(cut_down(everything, self.host.config.table, xcr0=xcr0), self.caps)
+            self._masked[xcr0] = found
+        return found
 
     @property
     def permitted_xcr0(self) -> int:
@@ -158,8 +158,8 @@ class Vcpu:
 
     @property
     def guest_supported_xcr0(self) -> int:
-        """What the guest's CPUID lets it put into XCR0, bit 0 aside, as far as the policy has made room for it."""
-        return self.vm.policy.usable_xcr0(self, self.cpuid.supported_xcr0)
+        """What the guest's CPUID lets it put into XCR0, bit 0 aside."""
+        return self.cpuid.supported_xcr0
 
     @property
     def cr4(self) -> int:
@@ -207,6 +207,7 @@ def create_vcpu(vm: KvmVm, index: int, *, serial: int = 0, confidential: bool = 
     failure = vm.policy.create(vcpu)
     if failure is not None:
         return failure
+    vcpu.cpuid = vm.policy.first_cpuid(vcpu)
     vcpu.fpstate.is_confidential = confidential
     vm.vcpus[index] = vcpu
     return vcpu

@@ -13,6 +13,7 @@ from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.outcome import Done, Inject, ReallocExit
 from host_agent.kvm.policy import ALLOCATION_POLICIES
 from host_agent.kvm.run import vcpu_abandon
+from host_agent.kvm.set_cpuid import set_vm_cpuid
 from tests.core.snapshot import snapshot
 from tests.core.world import Ambush, Guest, World
 from tests.kvm.test_xfd import AMX, entered
@@ -183,13 +184,13 @@ def test_a_cpuid_for_all_vcpus_is_taken_by_all_or_none() -> None:
     second = world.create_vcpu("a", 1)
     assert isinstance(second, Guest)
     vm = world.vms["a"]
-    before = [(vcpu.guest_supported_xcr0, vm.cpuid_xcr0) for vcpu in vm.vcpus.values()]
+    before = [(vcpu.guest_supported_xcr0, vm.cpuid) for vcpu in vm.vcpus.values()]
     points = failing(world, 2)
-    assert vm.set_cpuid(AMX) is Errno.EFAULT
+    assert set_vm_cpuid(vm, vm.masked_cpuid(AMX)) is Errno.EFAULT
     assert points == [POINT_REALLOC_ALLOC] * 2
-    assert [(vcpu.guest_supported_xcr0, vm.cpuid_xcr0) for vcpu in vm.vcpus.values()] == before
+    assert [(vcpu.guest_supported_xcr0, vm.cpuid) for vcpu in vm.vcpus.values()] == before
     assert (first.vcpu.fpstate.size, second.vcpu.fpstate.size) == (10752, 2560)
-    assert vm.set_cpuid(AMX) is Errno.OK
+    assert set_vm_cpuid(vm, vm.masked_cpuid(AMX)) is Errno.OK
     assert len(points) == 3, "the first one has its room and asks for none"
     world.check()
 
@@ -202,7 +203,8 @@ def test_creation_in_a_vm_that_has_its_cpuid(policy: str, permitted: bool, nth: 
     world = World.create(policy=policy)
     if permitted:
         world.request("a", guest=True)
-    assert world.vms["a"].set_cpuid(AMX) is Errno.OK
+    vm = world.vms["a"]
+    assert set_vm_cpuid(vm, vm.masked_cpuid(AMX)) is Errno.OK
     before = snapshot(world)
     points = failing(world, nth)
     result = world.create_vcpu("a", 0)

@@ -18,7 +18,6 @@ from fpstate.v1 import (
     migration_pb2,
     migration_pb2_grpc,
     session_pb2,
-    vcpu_pb2,
     vm_pb2,
 )
 from google.protobuf import descriptor_pool, duration_pb2

@@ -1,6 +1,6 @@
 """AllocationPolicy: every place where it matters when the memory for a guest's container is taken, one method each.
 
-The methods in order of a vCPU's life: create, check_cpuid, usable_xcr0, swap_in, execute_write, swap_out,
+The methods in order of a vCPU's life: create, first_cpuid, check_cpuid, swap_in, execute_write, swap_out,
 grow_for_restore, destroy. What is written out here is what ``on_swap`` does, and whoever has no reason to differ.
 A policy has no state of its own: all VMs share the one object.
 """
@@ -17,6 +17,7 @@ from fpu_core.guest import alloc_guest_fpstate, free_guest_fpstate
 from fpu_core.realloc import Reallocated, ReallocFailed, realloc_guest_fpstate, realloc_guest_image
 from fpu_core.swap import SwapResult, abandon_swap, swap_in, swap_out
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
 from host_agent.kvm.vcpu import Vcpu
 
@@ -48,9 +49,9 @@ class AllocationPolicy(ABC):
         """
         return Errno.OK
 
-    def usable_xcr0(self, vcpu: Vcpu, xcr0: int) -> int:  # noqa: ARG002 -- of those that do not grow later
-        """What of ``xcr0``, which the guest's CPUID offers, its XCR0 may have."""
-        return xcr0
+    def first_cpuid(self, vcpu: Vcpu) -> GuestCpuid:
+        """The CPUID a new vCPU has until one is set for it: the VM's, which is all the host supports by default."""
+        return vcpu.vm.cpuid
 
     def swap_in(self, fpu: Fpu, guest: FpuGuest) -> AllocFailure | None:
         """KVM_RUN begins on ``fpu``; not None if it cannot, and nothing has changed."""

@@ -1,8 +1,8 @@
 """What ``on_cpuid`` and ``three_buffer`` share: the room is there before the guest can want it, so no write ever grows.
 
-The rule that follows from it: a guest may enable what its CPUID offers *and* its container holds. So a vCPU whose
-CPUID was never set has no dynamic feature under ``on_cpuid``, as in mainline, although a VM to which none was given
-offers what the host supports.
+The rule that follows from it: a guest's CPUID offers what its container holds. So a vCPU whose CPUID was never set has
+no dynamic feature under ``on_cpuid``, as in mainline, although a VM to which none was given offers what the host
+supports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from fpu_core.alloc import AllocFailure
 from fpu_core.errors import Errno, core_assert
 from fpu_core.permission import group_perm
 from fpu_core.realloc import Reallocated, ReallocFailed
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC, XFEATURE_MASK_XTILE
+from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.growth import commit, needs_action
 from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
 from host_agent.kvm.policy.allocation_policy import AllocationPolicy
@@ -41,9 +42,14 @@ class UpFront(AllocationPolicy):
     def allocate(self, vcpu: Vcpu) -> AllocFailure | None:
         """What KVM_CREATE_VCPU takes."""
 
-    def usable_xcr0(self, vcpu: Vcpu, xcr0: int) -> int:
-        """Dynamic features only as far as the container holds them."""
-        return xcr0 & (~XFEATURE_MASK_USER_DYNAMIC | vcpu.fpstate.xfeatures)
+    def first_cpuid(self, vcpu: Vcpu) -> GuestCpuid:
+        """Where the VM has none, no dynamic feature that the container lacks, and no XTILE_CFG without XTILE_DATA.
+
+        So a container that grows later, for a CPUID that was refused in the end, enables nothing.
+        """
+        vm = vcpu.vm
+        lacks = vm.cpuid.supported_xcr0 & XFEATURE_MASK_USER_DYNAMIC & ~vcpu.fpstate.xfeatures
+        return vm.masked_cpuid(vm.cpuid.supported_xcr0 & ~XFEATURE_MASK_XTILE) if lacks else vm.cpuid
 
     def execute_write(self, vcpu: Vcpu, write: PendingWrite) -> Done | ReallocExit:
         """A legal write has room, so it is committed."""
