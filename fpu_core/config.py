@@ -59,8 +59,6 @@ _DEPENDS_ON: Final[dict[int, str]] = {
 }
 _MXCSR_MASK: Final = 0xFFFF
 _MXCSR_MM: Final = 1 << 17
-#: Registers, siginfo, alignment and MAGIC2 of a 64-bit signal frame.
-_SIGFRAME_BESIDE_FPU_BYTES: Final = 944
 _MPX: Final = feature_mask(XFEATURE_BNDREGS, XFEATURE_BNDCSR)
 
 
@@ -102,14 +100,6 @@ class FpuConfig:
     def has_xfd(self) -> bool:
         """Whether XFD is ever switched: the kernel's static branch __fpu_state_size_dynamic."""
         return self.init_xfd != 0
-
-    @property
-    def max_frame_size(self) -> int:
-        """The bytes of the largest signal frame, what AT_MINSIGSTKSZ says: all user state and what surrounds it.
-
-        Source: arch/x86/kernel/fpu/signal.c, init_sigframe_size() and get_sigframe_size(); recorded sequences.
-        """
-        return self.user.max_size + _SIGFRAME_BESIDE_FPU_BYTES
 
     @property
     def mxcsr_mask(self) -> int:

@@ -35,6 +35,8 @@ class FpuHost:
     tracer: CoreTracer | None = None
     #: Called where preemption is enabled in the middle of an operation; tests preempt the task here.
     preemptible: Callable[[str], None] | None = None
+    #: The boot option of that name: alternate signal stacks must fit what is permitted even without dynamic features.
+    strict_sigaltstack_size: bool = False
 
     def preempt_point(self, name: str) -> None:
         """A place where the scheduler could take the CPU away."""
@@ -70,6 +72,7 @@ class Fpu:
         "pkru",
         "sas_ss_size",
         "task_fpstate",
+        "threads",
     )
 
     def __init__(self, host: FpuHost, name: str, *, account: Account, leader: Fpu | None = None) -> None:
@@ -79,6 +82,9 @@ class Fpu:
         #: Where the memory of grown containers is charged: the process, which is the VM.
         self.account = account
         self.leader = leader if leader is not None else self
+        #: The threads of the process, kept by the leader and shared with the others; a dict for its order.
+        self.threads: dict[Fpu, None] = leader.threads if leader is not None else {}
+        self.threads[self] = None
         #: The container embedded in the task; it is never freed on its own.
         self.embedded = task_fpstate(config)
         #: The active container: the registers' home.

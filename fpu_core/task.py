@@ -85,6 +85,7 @@ def clone_task(parent: Fpu, name: str, *, thread: bool) -> Fpu:
     save_into(cpu, parent, child.fpstate)
     child.fpstate.xstate_bv &= ~XFEATURE_MASK_PASID
     if not thread:
+        child.sas_ss_size = parent.sas_ss_size  # a thread has none: two threads on one signal stack would be a disaster
         _inherit(child.perm, parent.leader.perm)
         _inherit(child.guest_perm, parent.leader.guest_perm)
     return child
@@ -108,6 +109,7 @@ def exec_task(fpu: Fpu) -> None:
     fpu.fpstate = fpu.embedded
     fpu.last_cpu = -1
     fpu.need_load = True
+    fpu.sas_ss_size = 0
     fpu.pkru = 0
     if fpu.cpu is not None:
         write_pkru(fpu.cpu, 0)
@@ -123,6 +125,7 @@ def exit_task(fpu: Fpu) -> None:
         if cpu.owner is fpu:
             cpu.owner = None
     _free_grown(fpu)
+    fpu.threads.pop(fpu, None)
 
 
 def _free_grown(fpu: Fpu) -> None:

@@ -5,6 +5,7 @@
     python -m tests.differential xcr0 FILE            which XCR0 a real KVM took, from userspace and from a guest
     python -m tests.differential xsave-verdicts FILE  what a real KVM said to edited XSAVE buffers
     python -m tests.differential xsave-buffers FILE   XSAVE buffers of a real KVM after a guest loaded known registers
+    python -m tests.differential prctl FILE           arch_prctl(2) and sigaltstack(2) on a real kernel
     python -m tests.differential native-images FILE   XSAVE, XSAVEC and XSAVEOPT images a bare processor stored
     python -m tests.differential native-faults FILE   what a bare processor's XRSTOR refuses
     python -m tests.differential live-cpu [--rounds N] [--seed S]   the running processor, at ring 3
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential import layouts, live_cpu, live_kvm, native, sequences, xcr0, xsave_buffers, xsave_verdicts
+from tests.differential import layouts, live_cpu, live_kvm, native, prctl, sequences, xcr0, xsave_buffers, xsave_verdicts
 from tests.differential.report import NotModelledError, Report, SkippedError
 
 #: Kinds that read a file: called with its path and the beginning of a row's name.
@@ -33,6 +34,7 @@ FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
     "xcr0": xcr0.run,
     "xsave-verdicts": xsave_verdicts.run,
     "xsave-buffers": xsave_buffers.run,
+    "prctl": prctl.run,
     "native-images": native.run_images,
     "native-faults": native.run_faults,
 }
