@@ -23,6 +23,7 @@ from fpu_core.xfeature import (
     XFEATURE_MASK_FP,
     XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_INDEPENDENT,
+    XFEATURE_MASK_PKRU,
     XFEATURE_MASK_USER_DYNAMIC,
     XFEATURE_OPMASK,
     XFEATURE_PASID,
@@ -59,6 +60,7 @@ _DEPENDS_ON: Final[dict[int, str]] = {
 }
 _MXCSR_MASK: Final = 0xFFFF
 _MXCSR_MM: Final = 1 << 17
+_INIT_PKRU: Final = 0x5555_5554
 _MPX: Final = feature_mask(XFEATURE_BNDREGS, XFEATURE_BNDCSR)
 
 
@@ -100,6 +102,26 @@ class FpuConfig:
     def has_xfd(self) -> bool:
         """Whether XFD is ever switched: the kernel's static branch __fpu_state_size_dynamic."""
         return self.init_xfd != 0
+
+    @property
+    def xcr0(self) -> int:
+        """XCR0 of every CPU while the host runs."""
+        return self.user.max_features
+
+    @property
+    def xss(self) -> int:
+        """IA32_XSS likewise."""
+        return (self.kernel.max_features & ~self.user.max_features) | self.independent_features
+
+    @property
+    def has_pkru(self) -> bool:
+        """Whether the kernel switches PKRU: CR4.PKE is set, and so is bit 9 of XCR0."""
+        return bool(self.kernel.max_features & XFEATURE_MASK_PKRU)
+
+    @property
+    def init_pkru(self) -> int:
+        """PKRU of a new program: every key but 0 is access-disabled. Source: arch/x86/mm/pkeys.c, init_pkru_value."""
+        return _INIT_PKRU if self.has_pkru else 0
 
     @property
     def mxcsr_mask(self) -> int:

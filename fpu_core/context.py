@@ -13,7 +13,7 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug, core_assert
 from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu
-from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_FPSTATE
+from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_FPSTATE, XFEATURE_MASK_ZMM
 from fpu_core.xsave import fxrstor, fxsave, xrstor, xsave_compacted, xsave_standard
 
 
@@ -26,8 +26,13 @@ def running_cpu(fpu: Fpu) -> Cpu:
 
 
 def save_fpregs_to_fpstate(fpu: Fpu) -> None:
-    """Save the registers into the active container with RFBM = its features; the registers keep their content."""
+    """Save the registers into the active container with RFBM = its features; the registers keep their content.
+
+    The use of AVX-512 is noted here, because it slows the core down and a scheduler in userspace may want to know.
+    """
     save_into(running_cpu(fpu), fpu, fpu.fpstate)
+    if fpu.fpstate.xstate_bv & XFEATURE_MASK_ZMM:
+        fpu.avx512_timestamp = fpu.host.jiffies
 
 
 def save_into(cpu: Cpu, fpu: Fpu, fpstate: Fpstate) -> None:
@@ -44,6 +49,7 @@ def save_into(cpu: Cpu, fpu: Fpu, fpstate: Fpstate) -> None:
     else:
         fxsave(cpu, fpstate)
         fpstate.xstate_bv = cpu.xinuse & XFEATURE_MASK_FPSSE  # no header says it: for the swap, and for readers
+    cpu.interrupt_point()
 
 
 def restore_fpregs_from_fpstate(cpu: Cpu, fpu: Fpu, fpstate: Fpstate, mask: int = XFEATURE_MASK_FPSTATE) -> None:
@@ -63,6 +69,7 @@ def restore_fpregs_from_fpstate(cpu: Cpu, fpu: Fpu, fpstate: Fpstate, mask: int 
     fault = xrstor(cpu, fpstate, mask, supervisor=config.caps.XSAVES) if config.xsave else fxrstor(cpu, fpstate)
     if fault is not None:
         raise CoreBug(f"restore from {fpstate} raised {fault.name} in the kernel")
+    cpu.interrupt_point()
 
 
 def xstate_op_valid(cpu: Cpu, fpu: Fpu, fpstate: Fpstate, mask: int) -> bool:
@@ -93,7 +100,7 @@ def fpregs_mark_activate(fpu: Fpu, cpu: Cpu) -> None:
 def fpregs_restore_userregs(fpu: Fpu) -> None:
     """Make the registers the truth again before the task, or the guest it runs, goes on."""
     cpu = running_cpu(fpu)
-    core_assert(not fpu.is_kthread, f"{fpu.name} is a kernel thread and has no user registers")
+    core_assert(not fpu.is_worker, f"{fpu.name} never goes to user mode and has no user registers")
     if not fpregs_state_valid(fpu, cpu):
         restore_fpregs_from_fpstate(cpu, fpu, fpu.fpstate)
     fpregs_mark_activate(fpu, cpu)

@@ -10,6 +10,7 @@ arch/x86/kernel/fpu/xstate.h, xfd_set_state() and xfd_update_state().
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Vector(enum.IntEnum):
     UD = 6
     NM = 7
     GP = 13
+    PF = 14
 
 
 @dataclass(slots=True)
@@ -66,11 +68,14 @@ class Cpu:
         "cr0_ts",
         "current",
         "eager",
-        "in_kernel_fpu",
+        "interrupted",
+        "kernel_fpu_allowed",
         "mxcsr",
         "nr",
+        "online",
         "owner",
         "regs",
+        "softirq_count",
         "tracer",
         "xcr0",
         "xfd",
@@ -88,8 +93,8 @@ class Cpu:
         #: MXCSR is kept outside XSTATE_BV and so may have to be loaded from an image that says all is in init state.
         self.eager = tracer is not None or not config.compacted
         #: XCR0 and XSS as the kernel programs them at boot; a guest's own XCR0 is loaded around its window.
-        self.xcr0 = config.user.max_features
-        self.xss = (config.kernel.max_features & ~config.user.max_features) | config.independent_features
+        self.xcr0 = config.xcr0
+        self.xss = config.xss
         #: The IA32_XFD register, and the kernel's cache of it (per-CPU xfd_state).
         self.xfd = config.init_xfd
         self.xfd_cache = config.init_xfd
@@ -102,7 +107,13 @@ class Cpu:
         #: Whose registers these are (fpu_fpregs_owner_ctx), and which task runs.
         self.owner: Fpu | None = None
         self.current: Fpu | None = None
-        self.in_kernel_fpu = False
+        #: Whether the kernel may begin to use the FPU itself: not while it does, and not before the FPU is set up.
+        self.kernel_fpu_allowed = True
+        #: How deep soft interrupts are disabled: fpregs_lock() does that, and so does running one.
+        self.softirq_count = 0
+        #: What a hard interrupt does that hits code under fpregs_lock(); None nearly always. Tests set it.
+        self.interrupted: Callable[[Cpu], None] | None = None
+        self.online = True
         self.counters = CpuCounters()
 
     # -- XFD ---------------------------------------------------------------------------------------------------------
@@ -292,6 +303,18 @@ class Cpu:
         """Return what software could see now: component -> bytes, of components in use and not hidden by XFD."""
         visible = self.xinuse & ~self.xfd
         return {nr: self.read_register(nr) for nr in for_each_set_bit(visible)}
+
+    def interrupt_point(self) -> None:
+        """A place under fpregs_lock() where a hard interrupt can come in: the lock holds soft ones off only.
+
+        Only an interrupt can see that the lock is held, so it is counted here and nowhere on the hot path.
+        """
+        if self.interrupted is not None:
+            self.softirq_count += 1
+            try:
+                self.interrupted(self)
+            finally:
+                self.softirq_count -= 1
 
     def __repr__(self) -> str:
         return f"<Cpu {self.nr} xinuse={self.xinuse:#x} xfd={self.xfd:#x} owner={self.owner}>"

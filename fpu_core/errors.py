@@ -20,6 +20,7 @@ class Errno(enum.IntEnum):
     ENOMEM = errno.ENOMEM
     EFAULT = errno.EFAULT
     EBUSY = errno.EBUSY
+    ENODEV = errno.ENODEV
     EINVAL = errno.EINVAL
     ENOSPC = errno.ENOSPC
     EOPNOTSUPP = errno.EOPNOTSUPP

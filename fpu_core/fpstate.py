@@ -108,6 +108,17 @@ def image_offsets(fpstate: Fpstate, config: FpuConfig) -> dict[int, int]:
     return config.table.offsets(fpstate.xfeatures, compacted=False)
 
 
+def fpstate_clear_xstate_component(fpstate: Fpstate, config: FpuConfig, nr: int) -> None:
+    """Zero component ``nr`` in an image that is in memory, if the image has it at all; XSTATE_BV stays as it is.
+
+    Source: xstate.c, fpstate_clear_xstate_component().
+    """
+    if fpstate.xstate_bv >> nr & 1:
+        size = config.table.size_bytes(nr)
+        at = image_offsets(fpstate, config)[nr]
+        fpstate.regs[at : at + size] = bytes(size)
+
+
 _MASKS: dict[int, int] = {}
 
 

@@ -8,6 +8,7 @@ Source: arch/x86/include/asm/fpu/types.h, struct fpu, struct fpu_guest and struc
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -35,8 +36,15 @@ class FpuHost:
     tracer: CoreTracer | None = None
     #: Called where preemption is enabled in the middle of an operation; tests preempt the task here.
     preemptible: Callable[[str], None] | None = None
+    #: init_fpstate: the image that registers get their init state from. Default features only (bug B9).
+    init_fpstate: Fpstate = field(init=False)
+    #: The kernel's clock, in ticks of a millisecond; whoever drives the host sets it.
+    jiffies: int = 0
     #: The boot option of that name: alternate signal stacks must fit what is permitted even without dynamic features.
     strict_sigaltstack_size: bool = False
+
+    def __post_init__(self) -> None:
+        self.init_fpstate = task_fpstate(self.config)
 
     def preempt_point(self, name: str) -> None:
         """A place where the scheduler could take the CPU away."""
@@ -53,17 +61,29 @@ class StatePerm:
     user_state_size: int
 
 
+class TaskKind(enum.Enum):
+    """What kind of task it is, by its flag. Source: include/linux/sched.h."""
+
+    #: Goes to user mode.
+    USER = "user task"
+    #: PF_KTHREAD.
+    KTHREAD = "kernel thread"
+    #: PF_USER_WORKER: io_uring's and vhost's workers, threads of a process that never leave the kernel.
+    USER_WORKER = "user worker"
+
+
 class Fpu:
     """The FPU part of one task (thread). Group-wide permissions live in the group leader's."""
 
     __slots__ = (
         "account",
+        "avx512_timestamp",
         "cpu",
         "embedded",
         "fpstate",
         "guest_perm",
         "host",
-        "is_kthread",
+        "kind",
         "last_cpu",
         "leader",
         "name",
@@ -75,7 +95,15 @@ class Fpu:
         "threads",
     )
 
-    def __init__(self, host: FpuHost, name: str, *, account: Account, leader: Fpu | None = None) -> None:
+    def __init__(
+        self,
+        host: FpuHost,
+        name: str,
+        *,
+        account: Account,
+        leader: Fpu | None = None,
+        kind: TaskKind = TaskKind.USER,
+    ) -> None:
         config = host.config
         self.host = host
         self.name = name
@@ -99,11 +127,19 @@ class Fpu:
         self.need_load = False
         #: The CPU the task runs on, None while it is scheduled out.
         self.cpu: Cpu | None = None
-        self.is_kthread = False
-        #: PKRU is switched with the task, beside the FPU code.
-        self.pkru = 0
-        #: Bytes of the thread's alternate signal stack, 0 for none: a signal frame has to fit there.
+        self.kind = kind
+        #: PKRU is switched with the task, beside the FPU code: no swap and no restore of an image touches it. While the
+        #: task runs in its own code the register has the same value; in the guest, the guest's.
+        self.pkru = config.init_pkru
+        #: When a save last found AVX-512 in use, in jiffies; None for never.
+        self.avx512_timestamp: int | None = None
+        #: Bytes of the alternate signal stack, 0 for none.
         self.sas_ss_size = 0
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether the task never goes to user mode: its registers are never saved and never restored."""
+        return self.kind is not TaskKind.USER
 
     def __repr__(self) -> str:
         where = f"cpu{self.cpu.nr}" if self.cpu is not None else "off"

@@ -15,6 +15,7 @@ from fpu_core.errors import CoreBug
 from fpu_core.fpstate import MXCSR_INIT, Fpstate
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu, FpuGuest, FpuHost
 from fpu_core.layout import MXCSR_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSET
+from fpu_core.sched import read_pkru
 from fpu_core.xfeature import (
     XCOMP_BV_COMPACTED_FORMAT,
     XFEATURE_MASK_FPSSE,
@@ -79,7 +80,7 @@ def live_registers_are_owned(view: CoreView) -> Violations:
     """While a running task's registers are the truth, owner, last CPU and XFD say so."""
     for fpu in view.fpus:
         cpu = fpu.cpu
-        if fpu.need_load or cpu is None or fpu.is_kthread:
+        if fpu.need_load or cpu is None or fpu.is_worker:
             continue
         if cpu.owner is not fpu or fpu.last_cpu != cpu.nr:
             yield f"{fpu.name} runs on cpu {cpu.nr}, whose registers belong to {cpu.owner}"
@@ -90,7 +91,7 @@ def live_registers_are_owned(view: CoreView) -> Violations:
 def scheduled_out_is_in_memory(view: CoreView) -> Violations:
     """A task that is not running has its state in memory."""
     for fpu in view.fpus:
-        if fpu.cpu is None and not fpu.need_load and not fpu.is_kthread:
+        if fpu.cpu is None and not fpu.need_load and not fpu.is_worker:
             yield f"{fpu.name} is off every cpu, yet its registers are the truth"
 
 
@@ -216,6 +217,58 @@ def sse_marks_mxcsr(view: CoreView) -> Violations:
             yield f"cpu {cpu.nr}: MXCSR {cpu.mxcsr:#x}"
 
 
+def pkru_is_the_running_tasks(view: CoreView) -> Violations:
+    """Outside the guest window the PKRU register is the running task's: it is switched at once, not lazily (B25)."""
+    for cpu in view.cpus:
+        if cpu.current is not None and read_pkru(cpu) != cpu.current.pkru:
+            yield f"cpu {cpu.nr}: PKRU {read_pkru(cpu):#x}, {cpu.current.name} has {cpu.current.pkru:#x}"
+
+
+def workers_own_nothing(view: CoreView) -> Violations:
+    """A kernel thread or user worker is never saved and never restored: no registers are its own (B24)."""
+    for fpu in view.fpus:
+        if fpu.is_worker and (not fpu.need_load or fpu.last_cpu != -1 or fpu.fpstate.xstate_bv):
+            yield f"{fpu.name} has registers: {fpu}, last cpu {fpu.last_cpu}"
+    for cpu in view.cpus:
+        if cpu.owner is not None and cpu.owner.is_worker:
+            yield f"cpu {cpu.nr} belongs to {cpu.owner.name}"
+
+
+def offline_cpus_have_nobody(view: CoreView) -> Violations:
+    """A CPU that is offline runs no task, and the kernel does not use its FPU (B31)."""
+    for cpu in view.cpus:
+        if not cpu.online and (cpu.current is not None or cpu.kernel_fpu_allowed):
+            yield f"cpu {cpu.nr} is offline and runs {cpu.current}"
+
+
+def permission_sizes_follow(view: CoreView) -> Violations:
+    """The sizes in a permission record are those of what it permits (B5 to B7).
+
+    Supervisor features count although the rules of 6.12 do not store them.
+    """
+    config = view.host.config
+    if not config.xsave:
+        return
+    for fpu in view.fpus:
+        for perm, default in (
+            (fpu.perm, config.kernel.default_features),
+            (fpu.guest_perm, config.guest_default_features),
+        ):
+            mask = (perm.state_perm & ~FPU_GUEST_PERM_LOCKED) | default
+            sizes = (config.kernel_size(mask), config.user_size(mask))
+            if (perm.state_size, perm.user_state_size) != sizes:
+                yield f"{fpu.name}: {perm}, {sizes} expected"
+
+
+def init_image_is_pristine(view: CoreView) -> Violations:
+    """The init image holds default features only, all in their init state, with every dynamic feature disabled (B9)."""
+    init, config = view.host.init_fpstate, view.host.config
+    if init.xfeatures & XFEATURE_MASK_USER_DYNAMIC or init.xstate_bv or init.xfd != config.init_xfd:
+        yield f"{init}: XSTATE_BV {init.xstate_bv:#x}"
+    if config.caps.FXSR and int.from_bytes(init.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little") != MXCSR_INIT:
+        yield f"{init}: MXCSR"
+
+
 Invariant = Callable[[CoreView], Violations]
 
 INVARIANTS: tuple[Invariant, ...] = (
@@ -234,6 +287,11 @@ INVARIANTS: tuple[Invariant, ...] = (
     guest_features_are_the_containers,
     no_foreign_register,
     sse_marks_mxcsr,
+    pkru_is_the_running_tasks,
+    workers_own_nothing,
+    offline_cpus_have_nobody,
+    permission_sizes_follow,
+    init_image_is_pristine,
 )
 
 

@@ -11,11 +11,15 @@ from typing import Final
 
 from fpu_core.xfeature import (
     XFEATURE_MASK_APX,
+    XFEATURE_MASK_BNDCSR,
+    XFEATURE_MASK_BNDREGS,
     XFEATURE_MASK_CET,
     XFEATURE_MASK_GUEST_SUPERVISOR,
     XFEATURE_MASK_SUPERVISOR_SUPPORTED,
     XFEATURE_MASK_USER_SUPPORTED,
 )
+
+_MPX: Final = XFEATURE_MASK_BNDREGS | XFEATURE_MASK_BNDCSR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,11 @@ class KernelRules:
     #: Bug B6: a granted permission is stored as (permitted | requested) & USER_SUPPORTED, so supervisor bits are lost.
     #: Source: "x86/fpu/xstate: Always preserve non-user xfeatures/flags in __state_perm", posted November 2023.
     perm_loses_supervisor: bool
+    #: sigreturn looks for the second magic word where the frame says it is, if its sizes are plausible. Since 6.14 it
+    #: looks where the kernel's own size says, whatever the frame's fields are (bug B38).
+    sigframe_says_its_size: bool
+    #: What INIT of a vCPU clears: MPX, and since KVM gives guests CET (6.18) that too. Source: x86.c, kvm_xstate_reset().
+    init_clears: int
     #: struct fpu_guest still has its own copy of the permission (dropped in 2025, "Drop @perm from guest pseudo FPU").
     guest_keeps_perm: bool
     #: KVM_SUPPORTED_XSS: what a guest may have in IA32_XSS at all. Nothing until 6.18 brought guests CET.
@@ -48,6 +57,8 @@ KERNEL_6_18: Final = KernelRules(
     supervisor_supported=XFEATURE_MASK_SUPERVISOR_SUPPORTED,
     guest_supervisor=XFEATURE_MASK_GUEST_SUPERVISOR,
     perm_loses_supervisor=False,
+    sigframe_says_its_size=False,
+    init_clears=_MPX | XFEATURE_MASK_CET,
     guest_keeps_perm=False,
     kvm_supported_xss=XFEATURE_MASK_CET,
     host_sets_xss_without_cpuid=False,
@@ -59,6 +70,8 @@ KERNEL_6_12: Final = KernelRules(
     supervisor_supported=XFEATURE_MASK_SUPERVISOR_SUPPORTED & ~XFEATURE_MASK_GUEST_SUPERVISOR,
     guest_supervisor=0,
     perm_loses_supervisor=True,
+    sigframe_says_its_size=True,
+    init_clears=_MPX,
     guest_keeps_perm=True,
     kvm_supported_xss=0,
     host_sets_xss_without_cpuid=True,

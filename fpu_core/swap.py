@@ -6,7 +6,8 @@
 
 The hot path is one function each way and grows by exactly one condition, the pending request. It moves nothing that is
 not live: with the registers and the image both in their init state there is nothing to save and nothing to load, and
-XFD is written only when it differs.
+XFD is written only when it differs. PKRU, which is in use nearly always, counts for neither: no restore touches it, and
+of its copy in an image only the bit in XSTATE_BV is ever looked at.
 
 Sources: the founding mail; arch/x86/kernel/fpu/core.c, fpu_swap_kvm_fpstate().
 """
@@ -18,6 +19,10 @@ from fpu_core.errors import CoreBug
 from fpu_core.fpu import Fpu, FpuGuest, ReallocRequest
 from fpu_core.guest import guest_container
 from fpu_core.realloc import Reallocated, ReallocFailed, free_replaced, replace_guest_fpstate
+from fpu_core.xfeature import XFEATURE_MASK_PKRU
+
+#: Components that a restore loads or initialises: PKRU is switched beside the swap.
+_LIVE = ~XFEATURE_MASK_PKRU
 
 #: What a swap-out says: None nearly always, else how the request went.
 SwapResult = Reallocated | ReallocFailed | None
@@ -31,14 +36,17 @@ def swap_in(fpu: Fpu, guest: FpuGuest) -> None:
     if new is None or new.in_use or cpu is None or fpu.task_fpstate is not None or guest.realloc_request is not None:
         raise CoreBug(f"swap-in of {guest} by {fpu}")
     # With need_load the image is the truth already and there is nothing to save: the mail's copy that is not made.
-    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.eager) and not cur.is_confidential:
-        save_fpregs_to_fpstate(fpu)
+    if not fpu.need_load and not cur.is_confidential:
+        if (cpu.xinuse | cur.xstate_bv) & _LIVE or cpu.eager:
+            save_fpregs_to_fpstate(fpu)
+        else:
+            cur.xstate_bv = cpu.xinuse
     fpu.task_fpstate = cur
     fpu.fpstate = new
     new.in_use = True
     if new.is_confidential:
         cpu.xfd_update_state(new.xfd)
-    elif new.xstate_bv or cpu.xinuse or cpu.eager:
+    elif (new.xstate_bv | cpu.xinuse) & _LIVE or cpu.eager:
         restore_fpregs_from_fpstate(cpu, fpu, new)
     elif new.xfd != cpu.xfd_cache:
         cpu.xfd_set_state(new.xfd)
@@ -60,12 +68,15 @@ def swap_out(fpu: Fpu, guest: FpuGuest) -> SwapResult:
     cpu = fpu.cpu
     if cur is not guest.fpstate or new is None or cpu is None or not cur.in_use:
         raise CoreBug(f"swap-out of {guest} by {fpu}")
-    if not fpu.need_load and (cpu.xinuse or cur.xstate_bv or cpu.eager) and not cur.is_confidential:
-        save_fpregs_to_fpstate(fpu)
+    if not fpu.need_load and not cur.is_confidential:
+        if (cpu.xinuse | cur.xstate_bv) & _LIVE or cpu.eager:
+            save_fpregs_to_fpstate(fpu)
+        else:
+            cur.xstate_bv = cpu.xinuse
     cur.in_use = False
     fpu.fpstate = new
     fpu.task_fpstate = None
-    if new.xstate_bv or cpu.xinuse or cpu.eager:
+    if (new.xstate_bv | cpu.xinuse) & _LIVE or cpu.eager:
         restore_fpregs_from_fpstate(cpu, fpu, new)
     elif new.xfd != cpu.xfd_cache:
         cpu.xfd_set_state(new.xfd)

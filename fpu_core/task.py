@@ -1,21 +1,33 @@
-"""The host task's own life: user-mode use of a feature, its #NM, clone, exec, exit.
+"""The host task's own life: user-mode use of a feature, its #NM, clone, exec, exit; and tasks with no user mode.
 
 Source: arch/x86/kernel/traps.c, handle_xfd_event(); arch/x86/kernel/fpu/core.c, fpu_clone(), fpu_flush_thread();
-xstate.c, xfd_enable_feature().
+xstate.c, xfd_enable_feature() and avx512_status(); arch/x86/kernel/shstk.c, shstk_setup().
 """
 
 from __future__ import annotations
 
 import enum
+from typing import Final
 
+from fpu_core.alloc import Account
 from fpu_core.context import running_cpu, save_into
 from fpu_core.cpu import Vector
-from fpu_core.errors import Errno, core_assert
+from fpu_core.errors import Errno, FieldError, core_assert
 from fpu_core.fpstate import task_fpstate
-from fpu_core.fpu import Fpu, StatePerm
+from fpu_core.fpu import Fpu, FpuHost, StatePerm, TaskKind
 from fpu_core.realloc import Reallocated, ReallocFailed, realloc_task_fpstate
-from fpu_core.sched import read_pkru, switch_fpu_return, write_pkru
-from fpu_core.xfeature import XFEATURE_MASK_PASID, XFEATURE_MASK_USER_DYNAMIC
+from fpu_core.sched import read_pkru, set_task_pkru, switch_fpu_return
+from fpu_core.xfeature import (
+    XFEATURE_CET_USER,
+    XFEATURE_MASK_CET_USER,
+    XFEATURE_MASK_PASID,
+    XFEATURE_MASK_USER_DYNAMIC,
+    XFEATURE_PKRU,
+)
+
+#: struct cet_user_state: user_cet, user_ssp. SDM vol. 1, 13.5.9; SHSTK_EN is bit 0 of IA32_U_CET.
+_USER_SSP_OFFSET: Final = 8
+_CET_SHSTK_EN: Final = 1
 
 
 class Signal(enum.Enum):
@@ -47,6 +59,8 @@ def use_feature(fpu: Fpu, feature: int, offset: int, data: bytes) -> Vector | Si
         fault = cpu.register_fault(feature, cpu.xcr0)  # the instruction is executed again
     if fault is None and data:
         fault = cpu.write_register(feature, offset, data)
+        if feature == XFEATURE_PKRU:
+            fpu.pkru = read_pkru(cpu)  # the kernel looks at the switch only; here the two are always the same
     return fault if fault is not None else grown
 
 
@@ -70,25 +84,68 @@ def xfd_enable_feature(fpu: Fpu, xfd_err: int) -> Reallocated | ReallocFailed | 
     return realloc_task_fpstate(fpu, dynamic)
 
 
-def clone_task(parent: Fpu, name: str, *, thread: bool) -> Fpu:
+def clone_task(parent: Fpu, name: str, *, thread: bool, ssp: int = 0) -> Fpu:
     """Make a task as clone(2) does: default container, the parent's registers in it, dynamic state not inherited.
 
     A thread shares the group's permission; a new process starts with a copy of it, lock included. The parent must be
-    running. Source: fpu_clone().
+    running. ``ssp`` is the child's own shadow stack pointer, 0 to keep the parent's; ``FieldError`` where the parent
+    has no shadow stack. PASID belongs to an address space and is not handed down. Source: fpu_clone().
     """
     cpu = running_cpu(parent)
     core_assert(parent.task_fpstate is None, "a task clones in the kernel's own context, not inside KVM_RUN")
     switch_fpu_return(parent)
+    if ssp and not cpu.xinuse & XFEATURE_MASK_CET_USER:
+        raise FieldError("ssp", "0, for the parent has no shadow stack", hex(ssp))
     child = Fpu(parent.host, name, account=parent.account, leader=parent.leader if thread else None)
     child.pkru = read_pkru(cpu)
     child.need_load = True
     save_into(cpu, parent, child.fpstate)
     child.fpstate.xstate_bv &= ~XFEATURE_MASK_PASID
+    if ssp:
+        _update_fpu_shstk(child, ssp)
     if not thread:
         child.sas_ss_size = parent.sas_ss_size  # a thread has none: two threads on one signal stack would be a disaster
         _inherit(child.perm, parent.leader.perm)
         _inherit(child.guest_perm, parent.leader.guest_perm)
     return child
+
+
+def _update_fpu_shstk(fpu: Fpu, ssp: int) -> None:
+    """Write the shadow stack pointer into the image, beside the control word in front of it."""
+    config, fpstate = fpu.host.config, fpu.fpstate
+    at = config.table.offset(fpstate.xfeatures, XFEATURE_CET_USER, compacted=config.compacted) + _USER_SSP_OFFSET
+    fpstate.regs[at : at + 8] = ssp.to_bytes(8, "little")
+
+
+def enable_shadow_stack(fpu: Fpu, ssp: int) -> Errno:
+    """arch_prctl(ARCH_SHSTK_ENABLE) by a running task, with the shadow stack at ``ssp``: CET_USER comes into use."""
+    cpu = running_cpu(fpu)
+    if not fpu.host.config.kernel.default_features & XFEATURE_MASK_CET_USER:
+        return Errno.EOPNOTSUPP
+    switch_fpu_return(fpu)  # fpregs_lock_and_load()
+    cpu.write_register(XFEATURE_CET_USER, 0, _CET_SHSTK_EN.to_bytes(8, "little") + ssp.to_bytes(8, "little"))
+    return Errno.OK
+
+
+def create_worker(host: FpuHost, name: str, kind: TaskKind, *, account: Account, leader: Fpu | None = None) -> Fpu:
+    """Make a kernel thread, or a user worker of ``leader``'s process: nothing is inherited, nothing will be saved.
+
+    Source: fpu_clone() with ``minimal``: TIF_NEED_FPU_LOAD is set, so that no switch takes the registers for its own.
+    """
+    core_assert((kind is TaskKind.USER_WORKER) == (leader is not None), f"{kind.value} {name} of {leader}")
+    fpu = Fpu(host, name, account=account, leader=leader, kind=kind)
+    fpu.need_load = True
+    return fpu
+
+
+def avx512_status(fpu: Fpu) -> int | None:
+    """AVX512_elapsed_ms of /proc/PID/arch_status: milliseconds since AVX-512 was last saved, -1 for never.
+
+    None where there is no such line: no AVX-512 here, or a task with no registers (bug B30).
+    """
+    if fpu.is_worker or not fpu.host.config.caps.AVX512F:
+        return None
+    return -1 if fpu.avx512_timestamp is None else fpu.host.jiffies - fpu.avx512_timestamp
 
 
 def _inherit(to: StatePerm, of: StatePerm) -> None:
@@ -98,7 +155,8 @@ def _inherit(to: StatePerm, of: StatePerm) -> None:
 def exec_task(fpu: Fpu) -> None:
     """execve(2): default container, default permissions, init registers; a grown container is given back.
 
-    Afterwards no CPU's registers may be taken for this task's (bug B4).
+    Afterwards no CPU's registers may be taken for this task's (bug B4). Mainline, as we read it, resets the pointer and
+    forgets the grown container; the ledger here would notice.
     """
     core_assert(fpu.task_fpstate is None, "exec inside KVM_RUN")
     _free_grown(fpu)
@@ -110,9 +168,7 @@ def exec_task(fpu: Fpu) -> None:
     fpu.last_cpu = -1
     fpu.need_load = True
     fpu.sas_ss_size = 0
-    fpu.pkru = 0
-    if fpu.cpu is not None:
-        write_pkru(fpu.cpu, 0)
+    set_task_pkru(fpu, config.init_pkru)
 
 
 def exit_task(fpu: Fpu) -> None:

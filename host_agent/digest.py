@@ -78,7 +78,17 @@ def _fpu(fpu: Fpu) -> Iterator[object]:
 
 
 def _cpu(cpu: Cpu) -> Iterator[object]:
-    yield from (cpu.nr, cpu.xcr0, cpu.xfd, cpu.xfd_cache, cpu.xfd_err, cpu.xinuse, cpu.mxcsr, cpu.in_kernel_fpu)
+    yield from (
+        cpu.nr,
+        cpu.xcr0,
+        cpu.xfd,
+        cpu.xfd_cache,
+        cpu.xfd_err,
+        cpu.xinuse,
+        cpu.mxcsr,
+        cpu.kernel_fpu_allowed,
+        cpu.online,
+    )
     yield from (cpu.owner.name if cpu.owner else None, cpu.current.name if cpu.current else None)
     for nr, raw in sorted(cpu.regs.items()):
         if cpu.xinuse >> nr & 1:

@@ -37,7 +37,7 @@ from host_agent.exits import ExitResult
 from host_agent.kvm import intercept
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
-from host_agent.kvm.vcpu import Vcpu, clear_cr4, clear_mpx_state
+from host_agent.kvm.vcpu import Vcpu, clear_cr4, init_vcpu
 from host_agent.state import HostState, TaskRecord, VmRecord
 from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, runner, thread_of
 
@@ -209,7 +209,7 @@ def _preempt(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: Preempt) -> DoneO
 
 
 def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
-    """INIT keeps XCR0 and the registers, the MPX ones aside. It cancels an exit the vCPU was parked on.
+    """INIT keeps XCR0 and the registers, MPX and CET aside. It cancels an exit the vCPU was parked on.
 
     A vCPU that is not loaded is not unloaded (bug B20); one that is, is loaded again afterwards.
     """
@@ -222,7 +222,7 @@ def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
     task = runner(vm, vcpu) if was_entered else None
     if was_entered:
         leave_guest(vm, vcpu)
-    clear_mpx_state(vcpu)
+    init_vcpu(vcpu)
     clear_cr4(vcpu)
     if task is not None:
         enter_guest(state, vm, vcpu, task)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fpu_core.alloc import Account, AllocFailure
 from fpu_core.errors import Errno
-from fpu_core.fpstate import Fpstate, fpstate_init_user
+from fpu_core.fpstate import Fpstate, fpstate_clear_xstate_component, fpstate_init_user
 from fpu_core.fpu import Fpu, FpuGuest, FpuHost
 from fpu_core.guest import guest_container, update_guest_xfd
 from fpu_core.layout import FXSAVE_SIZE_BYTES
@@ -244,14 +244,11 @@ def clear_cr4(vcpu: Vcpu) -> None:
         vcpu.cr4_written = 0
 
 
-def clear_mpx_state(vcpu: Vcpu) -> None:
-    """INIT keeps XCR0 and every register but the MPX ones. The vCPU must be outside: its image is what is changed.
+def init_vcpu(vcpu: Vcpu) -> None:
+    """INIT keeps XCR0 and every register but MPX and CET ones. The vCPU must be outside: its image is what is changed.
 
-    Source: x86.c, kvm_vcpu_reset() on INIT; fpu_core's fpstate_clear_xstate_component().
+    Source: x86.c, kvm_vcpu_reset() and kvm_xstate_reset() on INIT.
     """
-    table = vcpu.vm.host.config.table
-    fpstate = vcpu.fpstate
-    mpx = fpstate.xfeatures & (XFEATURE_MASK_BNDREGS | XFEATURE_MASK_BNDCSR)
-    offsets = table.offsets(fpstate.xfeatures, compacted=vcpu.vm.host.config.compacted)
-    for nr in for_each_set_bit(mpx & fpstate.xstate_bv):
-        fpstate.regs[offsets[nr] : offsets[nr] + table.size_bytes(nr)] = bytes(table.size_bytes(nr))
+    config = vcpu.vm.host.config
+    for nr in for_each_set_bit(vcpu.fpstate.xfeatures & config.rules.init_clears):
+        fpstate_clear_xstate_component(vcpu.fpstate, config, nr)

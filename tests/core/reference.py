@@ -39,6 +39,11 @@ def without_mxcsr(nr: int, raw: bytes) -> bytes:
     return bytes(blanked)
 
 
+def task_registers(config: FpuConfig) -> Registers:
+    """The registers of a new program: all in their init state, but for PKRU."""
+    return Registers(config, pkru=config.init_pkru)
+
+
 @dataclass
 class Registers:
     """The registers of one context. A component that is not in ``candidates`` is in its init state."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fpu_core.errors import CoreBug
-from fpu_core.fpu import ReallocRequest
+from fpu_core.fpu import ReallocRequest, TaskKind
 from fpu_core.invariants import INVARIANTS
 from fpu_core.realloc import Reallocated, realloc_task_fpstate
 from fpu_core.sched import switch_to
@@ -120,6 +120,30 @@ def _mxcsr_alone(rig: Rig) -> None:
     rig.cpu.mxcsr = 0x1FA0
 
 
+def _pkru(rig: Rig) -> None:
+    rig.fpu.pkru = 0
+
+
+def _worker(rig: Rig) -> None:
+    rig.fpu.kind = TaskKind.KTHREAD
+
+
+def _offline(rig: Rig) -> None:
+    rig.cpu.online = False
+
+
+def _permission_size(rig: Rig) -> None:
+    rig.fpu.guest_perm.state_size = 10752
+
+
+def _init_image(rig: Rig) -> None:
+    rig.host.init_fpstate.regs[24] = 0
+
+
+def _init_features(rig: Rig) -> None:
+    rig.host.init_fpstate.xfeatures |= TILE_DATA
+
+
 @pytest.mark.parametrize(
     ("broken", "invariant"),
     [
@@ -144,6 +168,12 @@ def _mxcsr_alone(rig: Rig) -> None:
         (_features, "guest_features_are_the_containers"),
         (_foreign, "no_foreign_register"),
         (_mxcsr_alone, "sse_marks_mxcsr"),
+        (_pkru, "pkru_is_the_running_tasks"),
+        (_worker, "workers_own_nothing"),
+        (_offline, "offline_cpus_have_nobody"),
+        (_permission_size, "permission_sizes_follow"),
+        (_init_image, "init_image_is_pristine"),
+        (_init_features, "init_image_is_pristine"),
     ],
     ids=lambda each: each.__name__.strip("_") if callable(each) else each,
 )

@@ -45,7 +45,7 @@ from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.set_cpuid import set_cpuid2
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu, destroy_vcpu, reset_vcpu
 from tests.core.image import in_image, in_registers
-from tests.core.reference import Registers, without_mxcsr
+from tests.core.reference import Registers, task_registers, without_mxcsr
 from tests.core.snapshot import snapshot
 
 PROCESSES = ("a", "b")
@@ -129,7 +129,7 @@ class World:
     def add_task(self, fpu: Fpu, regs: Registers | None = None) -> Task:
         """Enter a task that has not run yet."""
         fpu.need_load = True
-        task = self.tasks[fpu.name] = Task(fpu, regs if regs is not None else Registers(self.config))
+        task = self.tasks[fpu.name] = Task(fpu, regs if regs is not None else task_registers(self.config))
         return task
 
     def twin(self) -> World:
@@ -214,7 +214,7 @@ class World:
         """execve(2) by a task that is alone in its process."""
         exec_task(task.fpu)
         self.permissions.forget(task.fpu)
-        task.regs = Registers(self.config)
+        task.regs = task_registers(self.config)
 
     def exit(self, task: Task) -> None:
         """The task ends."""

@@ -9,7 +9,7 @@ import pytest
 from fpu_core.errors import CoreBug
 from host_agent.kvm.lifecycle import TRANSITIONS, VcpuEvent, VcpuState, WrongStateError, next_state
 from host_agent.kvm.run import check_entry, vcpu_leave
-from host_agent.kvm.vcpu import clear_mpx_state, destroy_vcpu, reset_vcpu
+from host_agent.kvm.vcpu import destroy_vcpu, init_vcpu, reset_vcpu
 from tests.core.world import Guest, World
 from tests.kvm.test_xfd import entered
 
@@ -133,7 +133,7 @@ def test_init_clears_the_mpx_registers_and_nothing_else() -> None:
     for nr in (1, 2, 3, 4, 7):
         world.guest_write(guest, nr, 0, b"before INIT")
     world.leave(guest)
-    clear_mpx_state(guest.vcpu)
+    init_vcpu(guest.vcpu)
     for nr in (3, 4):
         guest.regs.candidates[nr] = [guest.regs.init(nr)]
     world.check()
