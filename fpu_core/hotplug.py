@@ -51,29 +51,32 @@ def cpu_online(cpu: Cpu) -> None:
     fpu_init_cpu(cpu)
 
 
-def suspend(cpus: Sequence[Cpu]) -> None:
-    """Put the machine to sleep. ``cpus[0]`` goes last, with its task's registers saved as for the kernel's own use."""
+def suspend(cpus: Sequence[Cpu]) -> list[Cpu]:
+    """Put the machine to sleep: ``cpus[0]`` last, its task's registers saved as for the kernel's own use.
+
+    Returns the CPUs that went offline for it.
+    """
     boot_cpu, *others = cpus
-    for cpu in others:
-        if cpu.online:
-            cpu_offline(cpu)
+    frozen = [cpu for cpu in others if cpu.online]
+    for cpu in frozen:
+        cpu_offline(cpu)
     kernel_fpu_begin(boot_cpu)
     _reset_registers(boot_cpu)
+    return frozen
 
 
-def resume(cpus: Sequence[Cpu]) -> None:
+def resume(boot_cpu: Cpu, frozen: Sequence[Cpu]) -> None:
     """Wake it up. The boot CPU gets the XFD of the task that runs there, whose registers are still in memory.
 
     The kernel writes that XFD to the register alone; ours goes the one way there is, register and cache together. See
     docs/findings.md.
     """
-    boot_cpu, *others = cpus
     _init_xstate(boot_cpu)
     if boot_cpu.config.has_xfd:
         current = boot_cpu.current
         boot_cpu.xfd_set_state(current.fpstate.xfd if current is not None else boot_cpu.config.init_xfd)
     kernel_fpu_end(boot_cpu)
-    for cpu in others:
+    for cpu in frozen:
         cpu_online(cpu)
 
 

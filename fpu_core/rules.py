@@ -39,7 +39,7 @@ class KernelRules:
     #: sigreturn looks for the second magic word where the frame says it is, if its sizes are plausible. Since 6.14 it
     #: looks where the kernel's own size says, whatever the frame's fields are (bug B38).
     sigframe_says_its_size: bool
-    #: What INIT of a vCPU clears: MPX, and since KVM gives guests CET (6.18) that too. Source: x86.c, kvm_xstate_reset().
+    #: What INIT of a vCPU clears: MPX, and CET since 6.18, where KVM has it. Source: x86.c, kvm_xstate_reset().
     init_clears: int
     #: struct fpu_guest still has its own copy of the permission (dropped in 2025, "Drop @perm from guest pseudo FPU").
     guest_keeps_perm: bool

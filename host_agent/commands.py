@@ -12,6 +12,7 @@ from fault_lab.injection.table import FaultAttributes
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
 from host_agent.kvm.cpuid import CpuidEntry
+from host_agent.task_commands import TaskCommand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,8 @@ class CloneTask:
     task: str
     task_id: str
     thread: bool
+    #: The child's shadow stack pointer, 0 to keep the parent's.
+    ssp: int = 0
     request_id: str = ""
 
 
@@ -373,4 +376,5 @@ Command = (
     | ArmFault
     | DisarmFault
     | Tick
+    | TaskCommand
 )

@@ -8,9 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
+from fpu_core.config import FpuConfig
 from fpu_core.cpu import Cpu
 from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu
+from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, XFEATURE_PKRU
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, VcpuSide, VmRecord
 
@@ -53,6 +55,8 @@ def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid.fingerprint)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))
+        for frame in task.frames:
+            yield _line("    frame", frame.address, frame.sp, frame.memory.base, _bytes(frame.memory.data))
     for vcpu in vm.kvm.vcpus.values():
         yield _line("  vcpu", *_vcpu(state, vcpu))
 
@@ -61,9 +65,10 @@ def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
     yield from (vcpu.index, vcpu.state.name, vcpu.incarnation)
     yield from (vcpu.xcr0, vcpu.xss, vcpu.pkru, vcpu.cr4_written, vcpu.cpuid.fingerprint, vcpu.has_run)
     yield from (vcpu.nm_intercept, vcpu.xfd_passthrough, vcpu.guest.xfd_err, vcpu.guest.xfeatures, vcpu.guest.uabi_size)
-    yield _fpstate(vcpu.guest.fpstate)
+    config = vcpu.vm.host.config
+    yield _fpstate(vcpu.guest.fpstate, config)
     if vcpu.guest.buffers is not None:
-        yield from (_fpstate(vcpu.guest.buffers.user_fpu), _fpstate(vcpu.guest.buffers.guest_fpu))
+        yield from (_fpstate(vcpu.guest.buffers.user_fpu, config), _fpstate(vcpu.guest.buffers.guest_fpu, config))
     # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.
     side = vcpu.agent if isinstance(vcpu.agent, VcpuSide) else VcpuSide(uid=state.vcpu_uid(vcpu))
     yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
@@ -72,9 +77,9 @@ def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
 
 def _fpu(fpu: Fpu) -> Iterator[object]:
     yield from (fpu.name, fpu.need_load, fpu.last_cpu, fpu.pkru, fpu.cpu.nr if fpu.cpu else None)
-    yield from (fpu.perm, fpu.guest_perm)
-    yield _fpstate(fpu.fpstate)
-    yield _fpstate(fpu.task_fpstate)
+    yield from (fpu.perm, fpu.guest_perm, fpu.kind.name, fpu.sas_ss_size, fpu.avx512_timestamp)
+    yield _fpstate(fpu.fpstate, fpu.host.config)
+    yield _fpstate(fpu.task_fpstate, fpu.host.config)
 
 
 def _cpu(cpu: Cpu) -> Iterator[object]:
@@ -95,14 +100,25 @@ def _cpu(cpu: Cpu) -> Iterator[object]:
             yield (nr, _bytes(raw))
 
 
-def _fpstate(fpstate: Fpstate | None) -> object:
+def _fpstate(fpstate: Fpstate | None, config: FpuConfig) -> object:
     if fpstate is None:
         return None
     return (
         (fpstate.size, fpstate.user_size, fpstate.xfeatures, fpstate.user_xfeatures, fpstate.xfd),
         (fpstate.is_valloc, fpstate.is_guest, fpstate.is_confidential, fpstate.in_use),
-        _bytes(fpstate.image()),
+        _bytes(_image(fpstate, config)),
     )
+
+
+def _image(fpstate: Fpstate, config: FpuConfig) -> bytearray:
+    """The image without its copy of PKRU, which nobody ever reads: a swap that elides its save leaves an old one."""
+    image = bytearray(fpstate.image())
+    if config.has_pkru:
+        layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT if config.compacted else fpstate.xfeatures
+        at = config.table.offset(layout, XFEATURE_PKRU, compacted=config.compacted)
+        size = config.table.size_bytes(XFEATURE_PKRU)
+        image[at : at + size] = bytes(size)
+    return image
 
 
 def _bytes(raw: bytes | bytearray) -> str:

@@ -13,7 +13,8 @@ from fpu_core.errors import CoreBug, FieldError
 from fpu_core.invariants import check_core
 from fpu_core.trace import CoreTracer
 from host_agent import commands as c
-from host_agent import control, decisions, faults, sessions, tasks, vcpu_state, vcpus, vms
+from host_agent import control, cpus, decisions, faults, sessions, signals, tasks, vcpu_state, vcpus, vms
+from host_agent import task_commands as t
 from host_agent.digest import digest
 from host_agent.effects import Drained, Effect
 from host_agent.errors import Reason, Refused, invalid
@@ -21,6 +22,9 @@ from host_agent.invariants import check_host
 from host_agent.kvm.lifecycle import WrongStateError
 from host_agent.state import HostConfig, HostState
 from host_agent.timers import due, next_deadline_ns
+
+#: The kernel's clock ticks every millisecond here (CONFIG_HZ=1000).
+_NS_PER_JIFFY = 1_000_000
 
 
 def _set_host_limit(state: HostState, command: c.SetHostLimit) -> None:
@@ -57,6 +61,20 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     c.PreemptTask: tasks.preempt,
     c.UseFeature: tasks.use,
     c.KernelFpu: tasks.kernel_fpu,
+    t.ArchPrctl: signals.prctl,
+    t.SetAltstack: signals.set_altstack,
+    t.CreateWorker: tasks.create_worker_task,
+    t.EnableShadowStack: tasks.enable_shadow_stack_of,
+    t.Interrupt: cpus.interrupt,
+    t.DeliverSignal: signals.deliver,
+    t.EditFrame: signals.edit_frame,
+    t.SigReturn: signals.handler_returns,
+    t.PtraceGet: signals.ptrace_get,
+    t.PtraceSet: signals.ptrace_set,
+    t.OfflineCpu: cpus.offline,
+    t.OnlineCpu: cpus.online,
+    t.IdleCpu: cpus.idle,
+    t.SuspendHost: cpus.sleep_and_wake,
     c.OpenSession: sessions.open_session,
     c.KeepAlive: sessions.keep_alive,
     c.CloseSession: sessions.close_session,
@@ -90,6 +108,8 @@ class HostMachine:
         """
         state = self.state
         state.now_ns = max(state.now_ns, now_ns)
+        for platform in state.platforms.values():
+            platform.host.jiffies = state.now_ns // _NS_PER_JIFFY
         state.revision += 1
         idle = not due(state)
         try:

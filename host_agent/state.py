@@ -12,6 +12,7 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import Errno
 from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.invariants import CoreView, PermissionHistory
+from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
@@ -70,6 +71,8 @@ class TaskRecord:
     home_cpu: int
     #: The vCPU whose KVM_RUN it is in.
     vcpu: Vcpu | None = None
+    #: Frames of the signal handlers it is in, the innermost last.
+    frames: list[SignalFrame] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)

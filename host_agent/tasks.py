@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpu_core.cpu import Vector
-from fpu_core.fpu import Fpu
+from fpu_core.errors import Errno
+from fpu_core.fpu import Fpu, TaskKind
 from fpu_core.realloc import Reallocated
 from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, switch_to
-from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
+from fpu_core.task import (
+    Signal,
+    clone_task,
+    create_worker,
+    enable_shadow_stack,
+    exec_task,
+    exit_task,
+    use_feature,
+)
 from fpu_core.xfeature import XFEATURE_SSE
 from host_agent.commands import (
     CloneTask,
@@ -26,9 +35,10 @@ from host_agent.ids import check_id
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, TaskRecord, VmRecord
+from host_agent.task_commands import CreateWorker, EnableShadowStack
 
 #: What a kernel_fpu section leaves in the XMM registers, to be found by nobody.
-_KERNEL_BYTES = bytes([0xA5]) * 256
+KERNEL_BYTES = bytes([0xA5]) * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +57,10 @@ class FeatureUse:
 
 
 def run_on_cpu(vm: VmRecord, task: TaskRecord) -> None:
-    """Make sure the task runs, on its home CPU; whoever was there is preempted."""
+    """Make sure the task runs, on its home CPU or else the first one that is online; whoever was there is preempted."""
     if task.fpu.cpu is None:
-        switch_to(vm.platform.cpus[task.home_cpu], task.fpu)
+        home = vm.platform.cpus[task.home_cpu]
+        switch_to(home if home.online else next(cpu for cpu in vm.platform.cpus if cpu.online), task.fpu)
 
 
 def enter_guest(state: HostState, vm: VmRecord, vcpu: Vcpu, task: TaskRecord) -> None:
@@ -60,6 +71,8 @@ def enter_guest(state: HostState, vm: VmRecord, vcpu: Vcpu, task: TaskRecord) ->
     if task.fpu.leader is not vm.kvm.leader:
         text = f"task {task.id!r} is of another process: KVM_RUN returns EIO"
         raise Refused(Reason.KVM_ERRNO, text, errno=5, errnoName="EIO", call="KVM_RUN")
+    if task.fpu.is_worker:
+        raise invalid("task", "a task that goes to user mode", task.id)
     if task.vcpu is not None:
         raise Refused(
             Reason.TASK_BUSY,
@@ -127,10 +140,31 @@ def clone(state: HostState, command: CloneTask) -> tuple[VmRecord, TaskRecord]:
     """clone(2): the child starts with the parent's registers, dynamic state in its init state."""
     vm, parent = state.task(command.task)
     _check_new_task(vm, command.task_id)
-    _outside(vm, parent)
+    user_mode(vm, parent)
     run_on_cpu(vm, parent)
-    fpu = clone_task(parent.fpu, f"{vm.name}/tasks/{command.task_id}", thread=command.thread)
+    fpu = clone_task(parent.fpu, f"{vm.name}/tasks/{command.task_id}", thread=command.thread, ssp=command.ssp)
     return vm, add_task(state, vm, command.task_id, fpu)
+
+
+def create_worker_task(state: HostState, command: CreateWorker) -> tuple[VmRecord, TaskRecord]:
+    """A kernel thread that works for the VM, or a worker thread of its process that never leaves the kernel."""
+    vm = state.vm(command.vm)
+    _check_new_task(vm, command.task_id)
+    kind = TaskKind.USER_WORKER if command.user_worker else TaskKind.KTHREAD
+    leader = vm.kvm.leader if command.user_worker else None
+    name = f"{vm.name}/tasks/{command.task_id}"
+    fpu = create_worker(vm.platform.host, name, kind, account=vm.kvm.account, leader=leader)
+    return vm, add_task(state, vm, command.task_id, fpu)
+
+
+def enable_shadow_stack_of(state: HostState, command: EnableShadowStack) -> Errno:
+    """EOPNOTSUPP where the host has no user shadow stacks."""
+    vm, task = state.task(command.task)
+    user_mode(vm, task)
+    if not 0 <= command.ssp < 1 << 64:
+        raise invalid("ssp", "a 64-bit address", command.ssp)
+    run_on_cpu(vm, task)
+    return enable_shadow_stack(task.fpu, command.ssp)
 
 
 def check_execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:
@@ -149,6 +183,7 @@ def execute(state: HostState, vm: VmRecord, task: TaskRecord) -> None:
     for each in [each for each in vm.tasks.values() if each.fpu.leader is task.fpu and each is not task]:
         end_task(state, vm, each)
     exec_task(task.fpu)
+    task.frames.clear()
     state.permissions[vm.name].forget(task.fpu)
 
 
@@ -183,6 +218,8 @@ def move_to_cpu(vm: VmRecord, task: TaskRecord, cpu: int) -> None:
     """Migrate the task; what was in the registers goes by way of memory."""
     if not 0 <= cpu < len(vm.platform.cpus):
         raise invalid("cpu", f"0..{len(vm.platform.cpus) - 1}", cpu)
+    if not vm.platform.cpus[cpu].online:
+        raise invalid("cpu", "a CPU that is online", cpu)
     task.home_cpu = cpu
     switch_to(vm.platform.cpus[cpu], task.fpu)
 
@@ -200,7 +237,7 @@ def preempt(state: HostState, command: PreemptTask) -> tuple[VmRecord, TaskRecor
 def use(state: HostState, command: UseFeature) -> FeatureUse:
     """User code uses a feature: #NM grows the task's own container, or ends in a signal."""
     vm, task = state.task(command.task)
-    _outside(vm, task)
+    user_mode(vm, task)
     config = state.platform_config(vm)
     usable = config.user.max_features | config.legacy_features
     if command.feature < 0 or not usable >> command.feature & 1:
@@ -239,9 +276,16 @@ def kernel_fpu(state: HostState, command: KernelFpu) -> tuple[VmRecord, TaskReco
     cpu = task.fpu.cpu
     assert cpu is not None
     kernel_fpu_begin(cpu)
-    cpu.write_register(XFEATURE_SSE, 0, _KERNEL_BYTES)
+    cpu.write_register(XFEATURE_SSE, 0, KERNEL_BYTES)
     kernel_fpu_end(cpu)
     return vm, task
+
+
+def user_mode(vm: VmRecord, task: TaskRecord) -> None:
+    """Refuse a task that is not in user mode now, or never is."""
+    if task.fpu.is_worker:
+        raise invalid("task", "a task that goes to user mode", task.id)
+    _outside(vm, task)
 
 
 def _outside(vm: VmRecord, task: TaskRecord) -> None:

@@ -14,6 +14,7 @@ from tests.differential.__main__ import main
 
 DATA = Path(__file__).parent / "data"
 PRCTL = DATA / "arch_prctl_6_18.json.gz"
+PTRACE = DATA / "ptrace_xstate_verdicts_sample.json.gz"
 
 
 def _altered(path: Path, tmp_path: Path, alter: Callable[[dict[str, Any]], None]) -> str:
@@ -68,3 +69,63 @@ def test_arguments_the_kernel_does_not_see_whole(tmp_path: Path) -> None:
                 row["arg"] = hex(int(row["arg"], 0) | 1 << 64)
 
     assert main(["prctl", _altered(PRCTL, tmp_path, widen)]) == 0
+
+
+def test_ptrace(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every NT_X86_XSTATE write has the verdict Linux 6.18 gave it, and leaves what it left."""
+    assert main(["ptrace", str(PTRACE)]) == 0
+    assert capsys.readouterr().out == "ptrace: 48 rows, 0 differ\n"
+
+
+def _row(data: dict[str, Any], text: str) -> dict[str, Any]:
+    found = next(row for row in data["rows"] if row["input"] == text)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        pytest.param(lambda data: _row(data, "GETREGSET").update(sw_xfeatures="0x2e7"), id="the software bytes"),
+        pytest.param(lambda data: _row(data, "GETREGSET").update(len=2440), id="the length"),
+        pytest.param(lambda data: _row(data, "len=8192").update(verdict="EFAULT"), id="a verdict"),
+        pytest.param(lambda data: _row(data, "xstate_bv=0x6").update(after_xstate_bv="0x7"), id="XSTATE_BV afterwards"),
+        pytest.param(lambda data: _row(data, "xstate_bv=0x15").update(after_mxcsr="0x1f81"), id="MXCSR afterwards"),
+        pytest.param(lambda data: _row(data, "xstate_bv=bit14").update(input="xstate_bv=bit5"), id="what was written"),
+        pytest.param(lambda data: _row(data, "header byte 21=1").update(input="header byte 21=0"), id="a header byte"),
+    ],
+)
+def test_altered_ptrace(
+    alter: Callable[[dict[str, Any]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One altered value is found."""
+    assert main(["ptrace", _altered(PTRACE, tmp_path, alter)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] in ("ptrace: 48 rows, 1 differ", "ptrace: 48 rows, 2 differ")
+
+
+def test_a_byte_of_the_image_that_reads_back_differently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of a component that is in its init state are the kernel's to say: others there are a difference."""
+
+    def scribble(data: dict[str, Any]) -> None:
+        image = bytearray.fromhex(_row(data, "GETREGSET")["image"])
+        image[700] = 1  # YMM, which XSTATE_BV says is in its init state
+        _row(data, "GETREGSET")["image"] = image.hex()
+
+    assert main(["ptrace", _altered(PTRACE, tmp_path, scribble)]) == 1
+    assert "image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("alter", "says"),
+    [
+        pytest.param(lambda data: data["rows"].pop(0), "GETREGSET", id="no first image"),
+        pytest.param(lambda data: data["rows"][1].update(input="fcw=1"), "expected len=", id="an unknown field"),
+        pytest.param(lambda data: data["rows"].clear(), "GETREGSET", id="no rows"),
+    ],
+)
+def test_unreadable_ptrace(
+    alter: Callable[[dict[str, Any]], None], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that cannot be judged is an error, not a pass."""
+    assert main(["ptrace", _altered(PTRACE, tmp_path, alter)]) == 2
+    assert says in capsys.readouterr().err

@@ -227,9 +227,9 @@ def test_resume(need_load: bool) -> None:
     rig = _with_tiles()
     if need_load:
         _other_task_runs(rig)
-    suspend(rig.cpus)
+    frozen = suspend(rig.cpus)
     assert (rig.cpus[0].xfd, rig.cpus[0].xinuse, rig.cpus[1].online) == (0, 0, False)
-    resume(rig.cpus)
+    resume(rig.cpus[0], frozen)
     assert (rig.cpu.xfd, rig.cpu.xfd_cache) == (0, 0)
     assert (rig.cpus[1].xfd, rig.cpus[1].online) == (TILE_DATA, True)
     rig.check()
@@ -262,8 +262,7 @@ def test_resume_after_another_tasks_xfd() -> None:
     use_feature(other, 18, 0, b"tile")
     switch_to(cpu, rig.fpu)
     assert (cpu.xfd, rig.fpu.fpstate.xfd) == (0, TILE_DATA)
-    suspend(rig.cpus)
-    resume(rig.cpus)
+    resume(rig.cpus[0], suspend(rig.cpus))
     assert cpu.xfd == cpu.xfd_cache == TILE_DATA
     switch_to(cpu, other)
     switch_fpu_return(other)

@@ -6,6 +6,7 @@
     python -m tests.differential xsave-verdicts FILE  what a real KVM said to edited XSAVE buffers
     python -m tests.differential xsave-buffers FILE   XSAVE buffers of a real KVM after a guest loaded known registers
     python -m tests.differential prctl FILE           arch_prctl(2) and sigaltstack(2) on a real kernel
+    python -m tests.differential ptrace FILE          what a debugger may write into NT_X86_XSTATE of a real task
     python -m tests.differential native-images FILE   XSAVE, XSAVEC and XSAVEOPT images a bare processor stored
     python -m tests.differential native-faults FILE   what a bare processor's XRSTOR refuses
     python -m tests.differential live-cpu [--rounds N] [--seed S]   the running processor, at ring 3
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential import layouts, live_cpu, live_kvm, native, prctl, sequences, xcr0, xsave_buffers, xsave_verdicts
+from tests.differential import layouts, live_cpu, live_kvm, native, prctl, ptrace, sequences, xcr0, xsave_buffers, xsave_verdicts
 from tests.differential.report import NotModelledError, Report, SkippedError
 
 #: Kinds that read a file: called with its path and the beginning of a row's name.
@@ -35,6 +36,7 @@ FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
     "xsave-verdicts": xsave_verdicts.run,
     "xsave-buffers": xsave_buffers.run,
     "prctl": prctl.run,
+    "ptrace": ptrace.run,
     "native-images": native.run_images,
     "native-faults": native.run_faults,
 }

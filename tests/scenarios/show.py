@@ -13,8 +13,10 @@ from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.xfeature import (
     XCOMP_BV_COMPACTED_FORMAT,
+    XFEATURE_MASK_PKRU,
     XFEATURE_MASK_SSE,
     XFEATURE_NAMES,
+    XFEATURE_PKRU,
     for_each_set_bit,
     format_mask,
 )
@@ -72,17 +74,22 @@ def _registers(world: World, of: str) -> None:
     vcpu, fpu = _subject(world, of)
     if vcpu is not None:
         whose, fpstate, runner = f"guest {_name(world, vcpu)}", vcpu.fpstate, vcpu.fpu
-        config = vcpu.vm.host.config
+        config, pkru, at_first = vcpu.vm.host.config, vcpu.pkru, 0
     else:
         assert fpu is not None
         whose, runner = f"user {_short(world, fpu)}", fpu if fpu.task_fpstate is None else None
         fpstate = fpu.task_fpstate if fpu.task_fpstate is not None else fpu.fpstate
         config = fpu.host.config
+        pkru, at_first = fpu.pkru, config.init_pkru
     if runner is not None and runner.cpu is not None and not runner.need_load:
         where, (held, mxcsr) = f"live on cpu {runner.cpu.nr}", (runner.cpu.observable(), runner.cpu.mxcsr)
     else:
         where, (held, mxcsr) = "in memory", _image(fpstate, config)
-    found = [f"{XFEATURE_NAMES[nr]}={world.patterns.describe(nr, raw)}" for nr, raw in held.items()]
+    # PKRU is beside the image, and of no interest while it is what everybody starts with.
+    held.pop(XFEATURE_PKRU, None)
+    if pkru != at_first:
+        held[XFEATURE_PKRU] = pkru.to_bytes(8, "little")
+    found = [f"{XFEATURE_NAMES[nr]}={world.patterns.describe(nr, raw)}" for nr, raw in sorted(held.items())]
     if mxcsr != MXCSR_INIT:
         found.append(f"MXCSR={mxcsr:#x}")
     world.lanes.host(f"{whose}, {where}", "; ".join(found) or "all in init state")
@@ -106,7 +113,8 @@ def _cpu(world: World, of: str) -> None:
     cpu: Cpu = world.vm().platform.cpus[nr]
     runs = _short(world, cpu.current) if cpu.current is not None else "nothing"
     owner = _short(world, cpu.owner) if cpu.owner is not None else "nobody"
-    seen = f"XFD={format_mask(cpu.xfd)} XFD_ERR={format_mask(cpu.xfd_err)} XINUSE={format_mask(cpu.xinuse)}"
+    in_use = format_mask(cpu.xinuse & ~XFEATURE_MASK_PKRU)  # which nearly always is
+    seen = f"XFD={format_mask(cpu.xfd)} XFD_ERR={format_mask(cpu.xfd_err)} XINUSE={in_use}"
     world.lanes.host(f"cpu {nr} runs {runs}, registers of {owner}", seen)
 
 
