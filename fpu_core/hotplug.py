@@ -1,6 +1,6 @@
 """CPUs that come and go, sleep and idle: what their registers are then, and what the kernel's own records say of them.
 
-    cpu_offline    its tasks have left; the registers are lost, and it may not be used
+    cpu_offline    its tasks have left, and it may not be used; its registers are lost with its power
     cpu_starting   power comes back: every register has its reset value, nobody owns them, the FPU is not set up
     fpu_init_cpu   XCR0, XSS and XFD as on every other CPU; from here on the kernel may use the FPU
     suspend        the last CPU saves the running task's registers and stops
@@ -22,11 +22,10 @@ from fpu_core.xfeature import XFEATURE_MASK_FP, XFEATURE_MASK_XTILE
 
 
 def cpu_offline(cpu: Cpu) -> None:
-    """Take ``cpu`` down. Its task must have been moved away; whose registers it still held has them in memory."""
+    """Take ``cpu`` down. Its task must have been moved away; whose registers it still holds has them in memory."""
     core_assert(cpu.current is None, f"cpu {cpu.nr} goes offline under {cpu.current}")
     cpu.online = False
     cpu.kernel_fpu_allowed = False
-    _reset_registers(cpu)
 
 
 def cpu_starting(cpu: Cpu) -> None:

@@ -23,6 +23,7 @@ from fpu_core.invariants import INVARIANTS, CoreView, Invariant, PermissionHisto
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.permission import request_permission
 from fpu_core.realloc import Reallocated
+from fpu_core.rt_signal import SignalFrame
 from fpu_core.rules import KERNEL_6_18, KernelRules
 from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, read_pkru, switch_fpu_return, switch_to
 from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
@@ -70,10 +71,11 @@ class Guest:
 
 @dataclass
 class Task:
-    """A host task and what its registers must contain."""
+    """A host task and what its registers must contain; below a signal handler, what they contained before."""
 
     fpu: Fpu
     regs: Registers
+    frames: list[tuple[SignalFrame, Registers]] = field(default_factory=list)
 
 
 @dataclass
@@ -98,6 +100,8 @@ class World:
     tasks: dict[str, Task] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
     ambushes: list[Ambush] = field(default_factory=list)
+    #: Kernel threads and user workers by name.
+    workers: dict[str, Fpu] = field(default_factory=dict)
     fail_next: bool = False
     #: The task that executes now: whom a preemption takes the CPU from.
     executing: Fpu | None = None
@@ -213,6 +217,7 @@ class World:
     def execute(self, task: Task) -> None:
         """execve(2) by a task that is alone in its process."""
         exec_task(task.fpu)
+        task.frames.clear()
         self.permissions.forget(task.fpu)
         task.regs = task_registers(self.config)
 
@@ -416,7 +421,7 @@ class World:
         return CoreView(
             host=self.host,
             cpus=self.cpus,
-            fpus=[task.fpu for task in self.tasks.values()],
+            fpus=[*(task.fpu for task in self.tasks.values()), *self.workers.values()],
             guests=[(guest.vcpu.guest, guest.vcpu.vm.account) for guest in self.guests.values()],
             accounts=[*(vm.account for vm in self.vms.values()), self.allocator.host],
         )

@@ -8,6 +8,7 @@ from typing import Final
 from fpu_core.tile import TILE_BYTES, TILE_COUNT
 from fpu_core.x87 import ST_BYTES, ST_SPACE_OFFSET
 from fpu_core.xfeature import (
+    XFEATURE_CET_USER,
     XFEATURE_FP,
     XFEATURE_NAMES,
     XFEATURE_PKRU,
@@ -156,6 +157,8 @@ class Patterns:
             tiles = [raw[tile * TILE_BYTES : (tile + 1) * TILE_BYTES] for tile in range(TILE_COUNT)]
             found = [f"tmm{tile}={self.name_of(data)}" for tile, data in enumerate(tiles) if any(data)]
             return " ".join(found) or "zeros"
+        if feature_nr == XFEATURE_CET_USER:
+            return f"shadow stack at {int.from_bytes(raw[8:16], 'little'):#x}"
         offset, length = span(feature_nr, len(raw))
         return self.name_of(raw[offset : offset + length])
 

@@ -19,6 +19,7 @@ from host_agent.commands import (
 from host_agent.state import TaskRecord
 from host_agent.tasks import FeatureUse
 from tests.scenarios.block import ScenarioError
+from tests.scenarios.life_commands import LIFE_DEEDS
 from tests.scenarios.operands import Words, feature, number, span
 from tests.scenarios.world import World
 
@@ -96,11 +97,12 @@ def _kernel_fpu(world: World, label: str, words: Words) -> None:
 
 def _clone(world: World, label: str, words: Words) -> None:
     child, kind = words.take("a name"), words.take("thread or process")
+    ssp = number(words.key("ssp", "0"))
     words.end()
     if kind not in ("thread", "process"):
         raise ScenarioError(f"clone: expected thread or process, got {kind!r}")
     world.lanes.host(f"{label} clones {child}, a {kind}")
-    world.apply(CloneTask(task=world.task_name(label), task_id=child, thread=kind == "thread"))
+    world.apply(CloneTask(task=world.task_name(label), task_id=child, thread=kind == "thread", ssp=ssp))
 
 
 def _exec(world: World, label: str, words: Words) -> None:
@@ -130,4 +132,5 @@ DEEDS: Final[dict[str, Callable[[World, str, Words], None]]] = {
     "clone": _clone,
     "exec": _exec,
     "exit": _exit,
+    **LIFE_DEEDS,
 }

@@ -32,6 +32,8 @@ PREEMPT_POINTS: Final = {
     "write": "intercept: the allocation may sleep",
     "realloc": "realloc: allocated, not yet locked",
 }
+#: PKRU of a new program.
+INIT_PKRU: Final = 0x5555_5554
 HOUR_NS: Final = 3600 * 1_000_000_000
 
 
@@ -49,6 +51,7 @@ class World:
     def __init__(self) -> None:
         self.lanes = Lanes()
         self.patterns = Patterns()
+        self.patterns.remember("default", INIT_PKRU.to_bytes(4, "little"))
         #: The guests' memory by name, and the name the last XSAVE instruction had.
         self.memories: dict[str, bytes] = {}
         self.memory = ""
