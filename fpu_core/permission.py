@@ -74,6 +74,11 @@ def lock_guest_perm(fpu: Fpu) -> None:
     fpu.leader.guest_perm.state_perm |= FPU_GUEST_PERM_LOCKED
 
 
+def guest_perm_locked(fpu: Fpu) -> bool:
+    """Whether the process has had a vCPU."""
+    return bool(fpu.leader.guest_perm.state_perm & FPU_GUEST_PERM_LOCKED)
+
+
 def get_supported(fpu: Fpu) -> int:
     """ARCH_GET_XCOMP_SUPP: the user features of the host."""
     return fpu.host.config.user.max_features | fpu.host.config.legacy_features

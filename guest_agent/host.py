@@ -19,6 +19,8 @@ from fpstate.v1 import (
     host_pb2_grpc,
     migration_pb2,
     migration_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
     vcpu_pb2,
     vcpu_pb2_grpc,
     vm_pb2,
@@ -49,6 +51,7 @@ class Host:
         self.channel = connect(host) if isinstance(host, str) else host
         self._hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self._vms = vm_pb2_grpc.VmServiceStub(self.channel)
+        self._tasks = task_pb2_grpc.TaskServiceStub(self.channel)
         self._vcpus = vcpu_pb2_grpc.VcpuServiceStub(self.channel)
         self._exits = exit_pb2_grpc.ExitServiceStub(self.channel)
         self._migrations = migration_pb2_grpc.MigrationServiceStub(self.channel)
@@ -132,6 +135,21 @@ class Host:
         """
         wanted = request.set_cpuid(vm, xcr0_mask=xcr0_mask, table=table, vcpu=vcpu, request_id=request_id)
         return (self._call(self._vms.SetCpuid, wanted)).guest_supported_xcr0
+
+    def get_permission(self, vm: str, *, guest: bool = True) -> vm_pb2.GetPermissionResponse:
+        """Return the masks of what the host supports and of what is permitted, for guests or for the VMM itself.
+
+        Source: arch_prctl(2), ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_GUEST_PERM and ARCH_GET_XCOMP_PERM.
+        """
+        return self._call(self._vms.GetPermission, request.get_permission(vm, guest=guest))
+
+    def set_altstack(self, task: str, size_bytes: int | None, *, request_id: str = "") -> task_pb2.Task:
+        """Set a task's alternate signal stack, None for none; the errno (ENOMEM) is the error KVM_ERRNO's.
+
+        Source: sigaltstack(2).
+        """
+        wanted = request.set_altstack(task, size_bytes, request_id=request_id)
+        return (self._call(self._tasks.SetAltstack, wanted)).task
 
     def create_vcpu(self, vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.Vcpu:
         """Make a vCPU; it locks the VM's guest permissions."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Required, TypedDict, Unpack
 
 from fpstate.fault.v1 import fault_pb2
-from fpstate.v1 import exit_pb2, vcpu_pb2, vm_pb2
+from fpstate.v1 import exit_pb2, task_pb2, vcpu_pb2, vm_pb2
 
 from guest_agent.wire import duration_to_proto
 
@@ -101,6 +101,17 @@ def set_cpuid(
     if xcr0_mask is not None:
         wanted.xcr0_mask = xcr0_mask
     return wanted
+
+
+def get_permission(vm: str, *, guest: bool = True) -> vm_pb2.GetPermissionRequest:
+    """Return the question for a permission; see `Host.get_permission`."""
+    scope = vm_pb2.PERMISSION_SCOPE_GUEST if guest else vm_pb2.PERMISSION_SCOPE_HOST
+    return vm_pb2.GetPermissionRequest(name=vm, scope=scope)
+
+
+def set_altstack(task: str, size_bytes: int | None, *, request_id: str = "") -> task_pb2.SetAltstackRequest:
+    """Return the request for a signal stack; see `Host.set_altstack`."""
+    return task_pb2.SetAltstackRequest(task=task, size_bytes=size_bytes, request_id=request_id or new_id())
 
 
 def create_vcpu(vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.CreateVcpuRequest:

@@ -340,6 +340,8 @@ async def test_the_hosts_calls(host: AsyncHost) -> None:
     assert [each.name for each in await host.list_faults()] == [fault.name]
     assert (await host.disarm_fault(fault.name)).name == fault.name
     assert (await host.reset_vm("vms/a")).name == "vms/a"
+    assert (await host.get_permission("vms/a")).locked
+    assert (await host.set_altstack("vms/a/tasks/main", 4096)).altstack_bytes == 4096
     assert await host.list_exits() == []
     supported = await host.get_supported_cpuid("vms/a")
     assert await host.set_cpuid("vms/a", table=supported.cpuid.entries) == supported.xcomp_guest_supp

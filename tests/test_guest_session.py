@@ -443,6 +443,12 @@ def test_the_hosts_calls(host: Host) -> None:
     assert host.reset_vm("vms/a").name == "vms/a"
     assert host.get_vcpu(vcpu).incarnation == 2
     assert host.list_exits("vms/a") == []
+    may = host.get_permission("vms/a", guest=False)
+    assert (may.supported, may.permitted, may.locked) == (0x602E7, 0x202E7, False)
+    assert host.set_altstack("vms/a/tasks/main", 2048).altstack_bytes == 2048
+    with pytest.raises(HostError, match="ENOMEM"):
+        host.set_altstack("vms/a/tasks/main", 2047)
+    assert host.set_altstack("vms/a/tasks/main", None).altstack_bytes == 0
     with pytest.raises(HostError, match="VM_NOT_EMPTY"):
         host.delete_vm("vms/a")
     host.delete_vcpu(vcpu)

@@ -25,11 +25,11 @@ CONTRACT = {
     "fpstate.v1.HostService": {"GetHostInfo", "UpdateHost", "DrainHost"},
     "fpstate.v1.VmService": {
         "CreateVm", "GetVm", "ListVms", "UpdateVm", "DeleteVm", "ResetVm",
-        "RequestPermission", "SetCpuid", "GetSupportedCpuid", "GetRequiredSize",
+        "RequestPermission", "GetPermission", "SetCpuid", "GetSupportedCpuid", "GetRequiredSize",
     },
     "fpstate.v1.TaskService": {
         "CreateTask", "CloneTask", "ExecTask", "ExitTask", "GetTask", "ListTasks",
-        "ScheduleTask", "PreemptTask", "UseFeature", "KernelFpu",
+        "ScheduleTask", "PreemptTask", "UseFeature", "KernelFpu", "SetAltstack",
     },
     "fpstate.v1.VcpuService": {
         "CreateVcpu", "GetVcpu", "ListVcpus", "DeleteVcpu",

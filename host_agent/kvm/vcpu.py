@@ -17,8 +17,6 @@ from fpu_core.guest import guest_container, update_guest_xfd
 from fpu_core.layout import FXSAVE_SIZE_BYTES
 from fpu_core.permission import get_permitted
 from fpu_core.xfeature import (
-    XFEATURE_MASK_BNDCSR,
-    XFEATURE_MASK_BNDREGS,
     XFEATURE_MASK_FP,
     XFEATURE_MASK_USER_DYNAMIC,
     XFEATURE_MASK_XTILE_CFG,

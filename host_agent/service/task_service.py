@@ -6,6 +6,7 @@ from typing import Final
 
 from fpstate.v1 import task_pb2, task_pb2_grpc
 
+from fpu_core.errors import Errno
 from host_agent.commands import (
     CloneTask,
     Command,
@@ -23,7 +24,9 @@ from host_agent.service.paging import page
 from host_agent.service.translate.fields import header, request_id, task_name, vm_name
 from host_agent.service.translate.outcome import growth_to_proto
 from host_agent.service.translate.vcpu import task_to_proto
+from host_agent.task_commands import SetAltstack
 from host_agent.tasks import FeatureUse
+from host_agent.vms import kvm_errno
 
 #: How a use of a feature can end. A vector that is not #NM reaches the task as the signal Linux makes of it.
 #: Source: arch/x86/kernel/traps.c, exc_invalid_op() and exc_general_protection().
@@ -112,6 +115,20 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         """The kernel uses the FPU on the task's CPU: one section."""
         task = self._submit(KernelFpu(task=task_name("task", request.task), request_id=request_id(request.request_id)))
         return task_pb2.KernelFpuResponse(header=header(self._agent.state), task=task)
+
+    async def SetAltstack(self, request: task_pb2.SetAltstackRequest, context: Context) -> task_pb2.SetAltstackResponse:
+        """sigaltstack(2)."""
+        command = SetAltstack(
+            task=task_name("task", request.task),
+            size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
+            request_id=request_id(request.request_id),
+        )
+        errno: Errno = self._agent.submit(command)
+        if errno is not Errno.OK:
+            raise kvm_errno(errno, "sigaltstack")
+        state = self._agent.state
+        vm, task = state.task(command.task)
+        return task_pb2.SetAltstackResponse(header=header(state), task=task_to_proto(state, vm, task))
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, context: Context) -> task_pb2.GetTaskResponse:
         """Return one task."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from fpstate.v1 import vm_pb2, vm_pb2_grpc
 
+from fpu_core.permission import get_permitted, get_supported, guest_perm_locked
 from host_agent.commands import DeleteVm, RequestPermission, ResetVm
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, field_invalid
@@ -80,6 +81,20 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         )
         permitted: int = self._agent.submit(command)
         return vm_pb2.RequestPermissionResponse(header=header(self._agent.state), permitted=permitted)
+
+    async def GetPermission(
+        self, request: vm_pb2.GetPermissionRequest, context: Context
+    ) -> vm_pb2.GetPermissionResponse:
+        """What could be permitted and what is."""
+        state = self._agent.state
+        leader = state.vm(vm_name("name", request.name)).kvm.leader
+        guest = enum_name("scope", _SCOPES, request.scope) == "GUEST"
+        return vm_pb2.GetPermissionResponse(
+            header=header(state),
+            supported=get_supported(leader),
+            permitted=get_permitted(leader, guest=guest),
+            locked=guest and guest_perm_locked(leader),
+        )
 
     async def SetCpuid(self, request: vm_pb2.SetCpuidRequest, context: Context) -> vm_pb2.SetCpuidResponse:
         """KVM_SET_CPUID2 of one vCPU, or of every one, now and later."""

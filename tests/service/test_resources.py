@@ -117,6 +117,35 @@ async def test_permissions_answer_as_the_kernel_does(world: World) -> None:
     assert error_info(await refused(world.vms.RequestPermission(request))).metadata["field"] == "scope"
 
 
+async def test_permissions_can_be_read(world: World) -> None:
+    """What the host supports, what each scope has of it, and whether it is too late for more."""
+    name = await world.vm(vcpus=0)
+    guest = await world.vms.GetPermission(vm_pb2.GetPermissionRequest(name=name, scope=vm_pb2.PERMISSION_SCOPE_GUEST))
+    host = await world.vms.GetPermission(vm_pb2.GetPermissionRequest(name=name, scope=vm_pb2.PERMISSION_SCOPE_HOST))
+    assert (guest.supported, guest.permitted, guest.locked) == (0x602E7, 0x602E7, False)
+    assert (host.supported, host.permitted, host.locked) == (0x602E7, 0x202E7, False)
+    await world.vcpus.CreateVcpu(vcpu_pb2.CreateVcpuRequest(parent=name))
+    guest = await world.vms.GetPermission(vm_pb2.GetPermissionRequest(name=name, scope=vm_pb2.PERMISSION_SCOPE_GUEST))
+    assert guest.locked
+    error = await refused(world.vms.GetPermission(vm_pb2.GetPermissionRequest(name=name)))
+    assert error_info(error).metadata["field"] == "scope"
+
+
+async def test_signal_stacks_and_permission(world: World) -> None:
+    """A stack too small for what the process may use is ENOMEM, a permission too large for a stack ENOSPC."""
+    name = await world.vm(vcpus=0, permit=False)
+    main = f"{name}/tasks/main"
+    request = task_pb2.SetAltstackRequest(task=main, size_bytes=4096)
+    assert (await world.tasks.SetAltstack(request)).task.altstack_bytes == 4096
+    asked = vm_pb2.RequestPermissionRequest(name=name, scope=vm_pb2.PERMISSION_SCOPE_HOST, feature=18)
+    assert error_info(await refused(world.vms.RequestPermission(asked))).metadata["errnoName"] == "ENOSPC"
+    assert not (await world.tasks.SetAltstack(task_pb2.SetAltstackRequest(task=main))).task.altstack_bytes
+    await world.vms.RequestPermission(asked)
+    info = error_info(await refused(world.tasks.SetAltstack(request)))
+    assert (info.reason, info.metadata["errnoName"], info.metadata["call"]) == ("KVM_ERRNO", "ENOMEM", "sigaltstack")
+    assert not (await world.tasks.GetTask(task_pb2.GetTaskRequest(name=main))).task.altstack_bytes
+
+
 async def test_cpuid_as_a_mask_or_as_a_table(world: World) -> None:
     """Both cut down what a guest may enable; after a vCPU has run a change is EINVAL."""
     guest = await world.guest()

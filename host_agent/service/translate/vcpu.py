@@ -60,6 +60,7 @@ def task_to_proto(state: HostState, vm: VmRecord, task: TaskRecord) -> task_pb2.
         guest_perm=get_permitted(fpu, guest=True),
         need_load=fpu.need_load,
         running_vcpu=state.vcpu_name(task.vcpu) if task.vcpu is not None else "",
+        altstack_bytes=fpu.sas_ss_size,
     )
 
 

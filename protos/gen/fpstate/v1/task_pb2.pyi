@@ -62,6 +62,7 @@ class Task(_message.Message):
     GUEST_PERM_FIELD_NUMBER: _builtins.int
     NEED_LOAD_FIELD_NUMBER: _builtins.int
     RUNNING_VCPU_FIELD_NUMBER: _builtins.int
+    ALTSTACK_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}/tasks/{task}`."""
     uid: _builtins.str
@@ -76,6 +77,8 @@ class Task(_message.Message):
     """True: the memory image is the truth, and the registers are loaded before the return to user mode (TIF_NEED_FPU_LOAD)."""
     running_vcpu: _builtins.str
     """The vCPU that it has entered: `vms/{vm}/vcpus/{index}`. Empty if none."""
+    altstack_bytes: _builtins.int
+    """Size of its alternate signal stack in bytes, 0 for none."""
     @_builtins.property
     def fpstate(self) -> _common_pb2.Fpstate:
         """Its own container; parked while it runs a vCPU."""
@@ -91,10 +94,11 @@ class Task(_message.Message):
         guest_perm: _builtins.int = ...,
         need_load: _builtins.bool = ...,
         running_vcpu: _builtins.str = ...,
+        altstack_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu", b"_cpu", "cpu", b"cpu", "fpstate", b"fpstate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu", b"_cpu", "cpu", b"cpu", "fpstate", b"fpstate", "guest_perm", b"guest_perm", "name", b"name", "need_load", b"need_load", "perm", b"perm", "running_vcpu", b"running_vcpu", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu", b"_cpu", "altstack_bytes", b"altstack_bytes", "cpu", b"cpu", "fpstate", b"fpstate", "guest_perm", b"guest_perm", "name", b"name", "need_load", b"need_load", "perm", b"perm", "running_vcpu", b"running_vcpu", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu: _TypeAlias = _typing.Literal["cpu"]  # noqa: Y015
     _WhichOneofArgType__cpu: _TypeAlias = _typing.Literal["_cpu", b"_cpu"]  # noqa: Y015
@@ -583,6 +587,68 @@ class KernelFpuResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KernelFpuResponse: _TypeAlias = KernelFpuResponse  # noqa: Y015
+
+@_typing.final
+class SetAltstackRequest(_message.Message):
+    """Request of SetAltstack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """The task: `vms/{vm}/tasks/{task}`. Required."""
+    size_bytes: _builtins.int
+    """Size of the stack in bytes. Absent: none (SS_DISABLE), which is not the same as 0."""
+    request_id: _builtins.str
+    """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        size_bytes: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "request_id", b"request_id", "size_bytes", b"size_bytes", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___SetAltstackRequest: _TypeAlias = SetAltstackRequest  # noqa: Y015
+
+@_typing.final
+class SetAltstackResponse(_message.Message):
+    """Response of SetAltstack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Who answered, and when."""
+
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """The task."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        task: Global___Task | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAltstackResponse: _TypeAlias = SetAltstackResponse  # noqa: Y015
 
 @_typing.final
 class GetTaskRequest(_message.Message):

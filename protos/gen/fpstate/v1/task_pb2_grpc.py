@@ -75,6 +75,11 @@ class TaskServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_task__pb2.KernelFpuRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_task__pb2.KernelFpuResponse.FromString,
                 _registered_method=True)
+        self.SetAltstack = channel.unary_unary(
+                '/fpstate.v1.TaskService/SetAltstack',
+                request_serializer=fpstate_dot_v1_dot_task__pb2.SetAltstackRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_task__pb2.SetAltstackResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/fpstate.v1.TaskService/GetTask',
                 request_serializer=fpstate_dot_v1_dot_task__pb2.GetTaskRequest.SerializeToString,
@@ -149,6 +154,15 @@ class TaskServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAltstack(self, request, context):
+        """Sets the task's alternate signal stack, or takes it away, as sigaltstack(2) does. ENOMEM for one that a signal frame
+        with what the process may use does not fit into, and below 2048 bytes, is the error KVM_ERRNO; the task keeps the one
+        it has. While a stack is too small for the larger frame, RequestPermission in the host's scope answers ENOSPC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTask(self, request, context):
         """Returns one task.
         """
@@ -205,6 +219,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.KernelFpu,
                     request_deserializer=fpstate_dot_v1_dot_task__pb2.KernelFpuRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_task__pb2.KernelFpuResponse.SerializeToString,
+            ),
+            'SetAltstack': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAltstack,
+                    request_deserializer=fpstate_dot_v1_dot_task__pb2.SetAltstackRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_task__pb2.SetAltstackResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -434,6 +453,33 @@ class TaskService(object):
             '/fpstate.v1.TaskService/KernelFpu',
             fpstate_dot_v1_dot_task__pb2.KernelFpuRequest.SerializeToString,
             fpstate_dot_v1_dot_task__pb2.KernelFpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAltstack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.TaskService/SetAltstack',
+            fpstate_dot_v1_dot_task__pb2.SetAltstackRequest.SerializeToString,
+            fpstate_dot_v1_dot_task__pb2.SetAltstackResponse.FromString,
             options,
             channel_credentials,
             insecure,

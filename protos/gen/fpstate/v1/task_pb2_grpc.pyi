@@ -53,6 +53,11 @@ class TaskServiceStub:
     """The host's kernel uses the FPU on the CPU where the task runs: one section, from kernel_fpu_begin to kernel_fpu_end. What is
     live there is saved first; what the kernel leaves in the registers is nobody's.
     """
+    SetAltstack: _grpc.UnaryUnaryMultiCallable[_task_pb2.SetAltstackRequest, _task_pb2.SetAltstackResponse]
+    """Sets the task's alternate signal stack, or takes it away, as sigaltstack(2) does. ENOMEM for one that a signal frame
+    with what the process may use does not fit into, and below 2048 bytes, is the error KVM_ERRNO; the task keeps the one
+    it has. While a stack is too small for the larger frame, RequestPermission in the host's scope answers ENOSPC.
+    """
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]
     """Returns one task."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]
@@ -82,6 +87,11 @@ class TaskServiceAsyncStub(TaskServiceStub):
     KernelFpu: _aio.UnaryUnaryMultiCallable[_task_pb2.KernelFpuRequest, _task_pb2.KernelFpuResponse]  # type: ignore[assignment]
     """The host's kernel uses the FPU on the CPU where the task runs: one section, from kernel_fpu_begin to kernel_fpu_end. What is
     live there is saved first; what the kernel leaves in the registers is nobody's.
+    """
+    SetAltstack: _aio.UnaryUnaryMultiCallable[_task_pb2.SetAltstackRequest, _task_pb2.SetAltstackResponse]  # type: ignore[assignment]
+    """Sets the task's alternate signal stack, or takes it away, as sigaltstack(2) does. ENOMEM for one that a signal frame
+    with what the process may use does not fit into, and below 2048 bytes, is the error KVM_ERRNO; the task keeps the one
+    it has. While a stack is too small for the larger frame, RequestPermission in the host's scope answers ENOSPC.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_task_pb2.GetTaskRequest, _task_pb2.GetTaskResponse]  # type: ignore[assignment]
     """Returns one task."""
@@ -149,6 +159,16 @@ class TaskServiceServicer:
     ) -> _typing.Union[_task_pb2.KernelFpuResponse, _abc.Awaitable[_task_pb2.KernelFpuResponse]]:
         """The host's kernel uses the FPU on the CPU where the task runs: one section, from kernel_fpu_begin to kernel_fpu_end. What is
         live there is saved first; what the kernel leaves in the registers is nobody's.
+        """
+
+    def SetAltstack(
+        self,
+        request: _task_pb2.SetAltstackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.SetAltstackResponse, _abc.Awaitable[_task_pb2.SetAltstackResponse]]:
+        """Sets the task's alternate signal stack, or takes it away, as sigaltstack(2) does. ENOMEM for one that a signal frame
+        with what the process may use does not fit into, and below 2048 bytes, is the error KVM_ERRNO; the task keeps the one
+        it has. While a stack is too small for the larger frame, RequestPermission in the host's scope answers ENOSPC.
         """
 
     def GetTask(

@@ -622,6 +622,68 @@ class RequestPermissionResponse(_message.Message):
 Global___RequestPermissionResponse: _TypeAlias = RequestPermissionResponse  # noqa: Y015
 
 @_typing.final
+class GetPermissionRequest(_message.Message):
+    """Request of GetPermission."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The VM: `vms/{vm}`. Required."""
+    scope: Global___PermissionScope.ValueType
+    """Host or guest. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scope: Global___PermissionScope.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPermissionRequest: _TypeAlias = GetPermissionRequest  # noqa: Y015
+
+@_typing.final
+class GetPermissionResponse(_message.Message):
+    """Response of GetPermission. Masks of user features: supervisor bits are not the caller's business."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SUPPORTED_FIELD_NUMBER: _builtins.int
+    PERMITTED_FIELD_NUMBER: _builtins.int
+    LOCKED_FIELD_NUMBER: _builtins.int
+    supported: _builtins.int
+    """What the host supports."""
+    permitted: _builtins.int
+    """What of it is permitted in this scope."""
+    locked: _builtins.bool
+    """True: no more can be permitted, for there has been a vCPU. Never in the host's scope."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Who answered, and when."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        supported: _builtins.int = ...,
+        permitted: _builtins.int = ...,
+        locked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "locked", b"locked", "permitted", b"permitted", "supported", b"supported"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPermissionResponse: _TypeAlias = GetPermissionResponse  # noqa: Y015
+
+@_typing.final
 class CpuidEntry(_message.Message):
     """One entry of a CPUID table (struct kvm_cpuid_entry2)."""
 

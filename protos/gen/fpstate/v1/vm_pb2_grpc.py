@@ -70,6 +70,11 @@ class VmServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_vm__pb2.RequestPermissionRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_vm__pb2.RequestPermissionResponse.FromString,
                 _registered_method=True)
+        self.GetPermission = channel.unary_unary(
+                '/fpstate.v1.VmService/GetPermission',
+                request_serializer=fpstate_dot_v1_dot_vm__pb2.GetPermissionRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_vm__pb2.GetPermissionResponse.FromString,
+                _registered_method=True)
         self.SetCpuid = channel.unary_unary(
                 '/fpstate.v1.VmService/SetCpuid',
                 request_serializer=fpstate_dot_v1_dot_vm__pb2.SetCpuidRequest.SerializeToString,
@@ -144,6 +149,13 @@ class VmServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPermission(self, request, context):
+        """Returns what could be permitted and what is, as arch_prctl(ARCH_GET_XCOMP_SUPP, _PERM and _GUEST_PERM) do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetCpuid(self, request, context):
         """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
         a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
@@ -206,6 +218,11 @@ def add_VmServiceServicer_to_server(servicer, server):
                     servicer.RequestPermission,
                     request_deserializer=fpstate_dot_v1_dot_vm__pb2.RequestPermissionRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_vm__pb2.RequestPermissionResponse.SerializeToString,
+            ),
+            'GetPermission': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPermission,
+                    request_deserializer=fpstate_dot_v1_dot_vm__pb2.GetPermissionRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_vm__pb2.GetPermissionResponse.SerializeToString,
             ),
             'SetCpuid': grpc.unary_unary_rpc_method_handler(
                     servicer.SetCpuid,
@@ -413,6 +430,33 @@ class VmService(object):
             '/fpstate.v1.VmService/RequestPermission',
             fpstate_dot_v1_dot_vm__pb2.RequestPermissionRequest.SerializeToString,
             fpstate_dot_v1_dot_vm__pb2.RequestPermissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPermission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.VmService/GetPermission',
+            fpstate_dot_v1_dot_vm__pb2.GetPermissionRequest.SerializeToString,
+            fpstate_dot_v1_dot_vm__pb2.GetPermissionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,8 @@ class VmServiceStub:
     The kernel's errno (EINVAL, EOPNOTSUPP, EBUSY after the first vCPU, ENOSPC) is the error KVM_ERRNO. What is permitted
     already succeeds, also after the first vCPU.
     """
+    GetPermission: _grpc.UnaryUnaryMultiCallable[_vm_pb2.GetPermissionRequest, _vm_pb2.GetPermissionResponse]
+    """Returns what could be permitted and what is, as arch_prctl(ARCH_GET_XCOMP_SUPP, _PERM and _GUEST_PERM) do."""
     SetCpuid: _grpc.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]
     """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
     a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
@@ -92,6 +94,8 @@ class VmServiceAsyncStub(VmServiceStub):
     The kernel's errno (EINVAL, EOPNOTSUPP, EBUSY after the first vCPU, ENOSPC) is the error KVM_ERRNO. What is permitted
     already succeeds, also after the first vCPU.
     """
+    GetPermission: _aio.UnaryUnaryMultiCallable[_vm_pb2.GetPermissionRequest, _vm_pb2.GetPermissionResponse]  # type: ignore[assignment]
+    """Returns what could be permitted and what is, as arch_prctl(ARCH_GET_XCOMP_SUPP, _PERM and _GUEST_PERM) do."""
     SetCpuid: _aio.UnaryUnaryMultiCallable[_vm_pb2.SetCpuidRequest, _vm_pb2.SetCpuidResponse]  # type: ignore[assignment]
     """Says what guests may enable, as KVM_SET_CPUID2 does. E2BIG for more than 256 entries, EINVAL for a different CPUID after
     a vCPU has run; under the policy ON_CPUID, EPERM and EFAULT where a container can not grow; under THREE_BUFFER, EPERM
@@ -163,6 +167,13 @@ class VmServiceServicer:
         The kernel's errno (EINVAL, EOPNOTSUPP, EBUSY after the first vCPU, ENOSPC) is the error KVM_ERRNO. What is permitted
         already succeeds, also after the first vCPU.
         """
+
+    def GetPermission(
+        self,
+        request: _vm_pb2.GetPermissionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.GetPermissionResponse, _abc.Awaitable[_vm_pb2.GetPermissionResponse]]:
+        """Returns what could be permitted and what is, as arch_prctl(ARCH_GET_XCOMP_SUPP, _PERM and _GUEST_PERM) do."""
 
     def SetCpuid(
         self,
