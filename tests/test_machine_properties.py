@@ -86,6 +86,7 @@ from host_agent.state import SessionRecord, VcpuSide
 from host_agent.vcpu_state import MsrsReply, get_xsave2
 from tests.core import profiles
 from tests.core.host import SECOND_NS, Host, host_config
+from tests.core.life_commands import task_commands, vm_commands
 from tests.core.samples import random_bytes, tilecfg
 
 profiles.load_profile()
@@ -525,6 +526,13 @@ class HostRules(RuleBasedStateMachine):
         tasks = self.tasks()
         if tasks:
             self.do(UseFeature(task=_pick(tasks, nr), feature=feature, offset=0, data=random_bytes(seed, 2)))
+
+    @rule(data=st.data(), nr=index, vm=st.sampled_from(VMS))
+    def live(self, data: st.DataObject, nr: int, vm: str) -> None:
+        """Signals, debuggers, signal stacks, interrupts, workers; CPUs that come and go."""
+        tasks = self.tasks()
+        commands = [vm_commands(vm), *([task_commands(_pick(tasks, nr))] if tasks else [])]
+        self.do(data.draw(st.one_of(commands)))
 
     # -- breaking, and time --------------------------------------------------------------------------------------------
 

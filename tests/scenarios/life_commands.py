@@ -129,6 +129,8 @@ def _signal(world: World, label: str, words: Words) -> None:
 
 
 def _frame(world: World, label: str) -> str:
+    if not world.task(label).fpu.host.config.xsave:
+        return "FXSAVE"
     frame = world.task(label).frames[-1]
     start = frame.address - frame.memory.base
     bv, size, features = (

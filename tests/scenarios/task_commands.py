@@ -75,7 +75,8 @@ def _use(world: World, label: str, text: str, command: UseFeature) -> None:
     world.lanes.user(f"{label}: {text}")
     line = world.lanes.count
     used: FeatureUse = world.apply(command)
-    says = used.signal or (f"= {world.patterns.describe(command.feature, used.data)}" if used.data else "done")
+    found = bytes(command.offset) + used.data  # as the component has it
+    says = used.signal or (f"= {world.patterns.describe(command.feature, found)}" if used.data else "done")
     if used.growth is not None:
         says += f"; #NM grew fpstate {used.growth.old_bytes} -> {used.growth.new_bytes} B"
     if world.lanes.count == line:
