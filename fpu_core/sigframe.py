@@ -191,7 +191,7 @@ def fpu_restore_sig(fpu: Fpu, memory: UserMemory, address: int) -> bool:
     if address == 0:
         fpu_clear_user_states(fpu)
         return True
-    if memory.mapped(address, sigframe_size(fpu)) and _restore(fpu, memory, address):
+    if _restore(fpu, memory, address):
         return True
     fpu_clear_user_states(fpu)
     return False

@@ -8,10 +8,11 @@ from fpu_core.cpu import Cpu
 from fpu_core.errors import Errno
 from fpu_core.fpu import Fpu, TaskKind
 from fpu_core.hotplug import cpu_offline, cpu_online, fpu_idle_fpregs, resume, suspend
-from fpu_core.layout import XSTATE_BV_OFFSET
+from fpu_core.layout import MXCSR_OFFSET, XSTATE_BV_OFFSET
 from fpu_core.regset import xstateregs_get, xstateregs_set
 from fpu_core.rt_signal import deliver_signal, sigreturn
 from fpu_core.sched import IrqContext, irq_fpu_usable, kernel_fpu_begin, kernel_fpu_end, switch_to
+from fpu_core.sigframe import FP_XSTATE_MAGIC2
 from fpu_core.task import create_worker
 from fpu_core.usermem import PAGE_BYTES, UserMemory
 from fpu_core.xfeature import XFEATURE_PKRU, XFEATURE_SSE
@@ -39,8 +40,15 @@ def take_signal(world: World, task: Task, stack_bytes: int, absent: int) -> None
 
 
 def return_from_signal(world: World, task: Task, *, spoilt: bool, absent: int) -> None:
-    """The handler returns; if it spoilt its frame, the registers are cleared instead."""
+    """The handler returns; if it spoilt its frame, the registers are cleared instead.
+
+    A handler that has grown the container leaves by siglongjmp: the frame has its magic word where it was (findings).
+    """
     frame, before = task.frames.pop()
+    magic2 = frame.memory.copy_from_user(frame.address + task.fpu.fpstate.user_size, 4)
+    if magic2 != FP_XSTATE_MAGIC2.to_bytes(4, "little"):
+        world.reached.add("grown in a handler")
+        return
     frame.memory.absent = {frame.address // PAGE_BYTES + absent}
     if spoilt:
         at = frame.address - frame.memory.base + _RESERVED_OFFSET
@@ -59,6 +67,8 @@ def ptrace(world: World, task: Task, nr: int, data: bytes) -> None:
     assert isinstance(image, bytes)
     assert xstateregs_set(fpu, image[:-8]) is Errno.EFAULT
     buf = bytearray(image)
+    # What the image says of MXCSR is old where SSE is in its init state (docs/findings.md).
+    buf[MXCSR_OFFSET : MXCSR_OFFSET + 4] = task.regs.mxcsr.to_bytes(4, "little")
     at = world.config.table.offset(world.config.user.max_features, nr, compacted=False)
     buf[at : at + len(data)] = data
     bv = int.from_bytes(buf[XSTATE_BV_OFFSET : XSTATE_BV_OFFSET + 8], "little") | 1 << nr

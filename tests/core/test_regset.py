@@ -136,6 +136,18 @@ def test_tiles_need_the_container() -> None:
     assert rig.cpu.read_register(18).startswith(b"tile")
 
 
+def test_mxcsr_that_the_image_never_held() -> None:
+    """YMM is in use and SSE is not, in a container that has grown: the export takes MXCSR from memory that is zero."""
+    rig = Rig.create()
+    rig.permit(guest=False)
+    use_feature(rig.fpu, 2, 0, b"ymm")
+    use_feature(rig.fpu, 18, 0, b"tile")
+    _stopped(rig)
+    assert struct.unpack_from("<I", _image(rig), 24) == (0,)
+    _goes_on(rig)
+    assert rig.cpu.mxcsr == 0x1F80
+
+
 def test_a_running_task_is_saved_for_its_core_dump() -> None:
     """Only its own dump reads a task that runs; ptrace writes a stopped one, and no worker."""
     rig = Rig.create()

@@ -256,6 +256,26 @@ def test_the_size_a_frame_claims(rules: KernelRules, xstate_size: int, kept: boo
     assert rig.cpu.read_register(2).startswith(b"ymm") is kept
 
 
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        pytest.param(KERNEL_6_12, True, id="6.12 looks where the frame says"),
+        pytest.param(KERNEL_6_18, False, id="6.18 where the grown container's would be"),
+    ],
+)
+def test_tiles_first_used_in_a_handler(rules: KernelRules, kept: bool) -> None:
+    """The container grows under the frame: its magic word is where the old size was, and 6.18 takes it for FXSAVE's."""
+    rig = _rig(rules=rules)
+    memory = UserMemory(BASE, 65536)
+    frame = deliver_signal(rig.fpu, memory, BASE + 32768)
+    assert frame is not None
+    use_feature(rig.fpu, 18, 0, b"tile")
+    assert sigreturn(rig.fpu, frame)
+    assert rig.cpu.read_register(1).startswith(b"xmm")
+    assert rig.cpu.read_register(2).startswith(b"ymm") is kept
+    rig.check()
+
+
 def test_what_the_handler_writes_is_what_is_restored() -> None:
     """The frame is the program's to change: registers, XSTATE_BV and MXCSR."""
     rig = _rig()
