@@ -45,6 +45,7 @@ def deliver_signal(fpu: Fpu, memory: UserMemory, sp: int) -> SignalFrame | None:
     if not copy_fpstate_to_sigframe(fpu, memory, address, pkru):
         set_task_pkru(fpu, pkru)
         return None
+    fpu.host.preempt_point("signal: frame written, registers not yet cleared")
     fpu_clear_user_states(fpu)
     return SignalFrame(memory, address, handler_sp)
 

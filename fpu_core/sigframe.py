@@ -109,6 +109,7 @@ def _copy_fpregs(fpu: Fpu, memory: UserMemory, address: int, pkru: int) -> bool:
     else:
         fxsave(cpu, _LegacyImage(image))
     memory.data[start : start + size] = image
+    cpu.interrupt_point()
     return True
 
 
@@ -245,6 +246,7 @@ def _restore_fpregs_from_user(fpu: Fpu, memory: UserMemory, address: int, mask: 
     cpu = running_cpu(fpu)
     cpu.xfd_update_state(fpu.fpstate.xfd)
     vector = _load_from_user(cpu, fpu, memory, address, mask, fx_only=fx_only)
+    cpu.interrupt_point()
     if vector is not None:
         if fpu.need_load:
             cpu.owner = None

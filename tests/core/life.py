@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from fpu_core.context import running_cpu
 from fpu_core.cpu import Cpu
 from fpu_core.errors import Errno
 from fpu_core.fpu import Fpu, TaskKind
@@ -11,7 +14,7 @@ from fpu_core.hotplug import cpu_offline, cpu_online, fpu_idle_fpregs, resume, s
 from fpu_core.layout import MXCSR_OFFSET, XSTATE_BV_OFFSET
 from fpu_core.regset import xstateregs_get, xstateregs_set
 from fpu_core.rt_signal import deliver_signal, sigreturn
-from fpu_core.sched import IrqContext, irq_fpu_usable, kernel_fpu_begin, kernel_fpu_end, switch_to
+from fpu_core.sched import IrqContext, irq_fpu_usable, kernel_fpu_begin, kernel_fpu_end, switch_fpu_return, switch_to
 from fpu_core.sigframe import FP_XSTATE_MAGIC2
 from fpu_core.task import create_worker
 from fpu_core.usermem import PAGE_BYTES, UserMemory
@@ -24,12 +27,16 @@ _STACK_BASE = 0x7FFD_0000_0000
 _RESERVED_OFFSET = XSTATE_BV_OFFSET + 16
 
 
-def take_signal(world: World, task: Task, stack_bytes: int, absent: int) -> None:
-    """A signal for a running task, on a stack of its own; page ``absent`` of it must be faulted in first."""
+def take_signal(world: World, task: Task, stack_bytes: int, absent: int, intruder: Task) -> None:
+    """A signal for a running task, on a stack of its own; page ``absent`` of it must be faulted in first.
+
+    ``intruder`` runs between the frame and the handler, if it is another task.
+    """
     memory = UserMemory(_STACK_BASE, stack_bytes)
     memory.absent = {_STACK_BASE // PAGE_BYTES + absent}
     before = copy.deepcopy(task.regs, {id(world.config): world.config})
-    frame = deliver_signal(task.fpu, memory, memory.end)
+    with _intrusion(world, task, intruder):
+        frame = deliver_signal(task.fpu, memory, memory.end)
     if frame is None:
         world.reached.add("no room for a frame")
         return
@@ -37,6 +44,24 @@ def take_signal(world: World, task: Task, stack_bytes: int, absent: int) -> None
     supervisor = {nr: raw for nr, raw in task.regs.candidates.items() if nr not in task.regs.features()}
     task.regs = Registers(world.config, supervisor, pkru=world.config.init_pkru)
     world.reached.add("signal")
+
+
+@contextmanager
+def _intrusion(world: World, task: Task, intruder: Task) -> Iterator[None]:
+    """Wherever the kernel can be preempted, the intruder gets the CPU for a moment and uses its registers."""
+
+    def preempted(_where: str) -> None:
+        cpu = running_cpu(task.fpu)
+        if intruder is not task:
+            switch_to(cpu, intruder.fpu)
+            switch_fpu_return(intruder.fpu)
+            switch_to(cpu, task.fpu)
+
+    before, world.host.preemptible = world.host.preemptible, preempted
+    try:
+        yield
+    finally:
+        world.host.preemptible = before
 
 
 def return_from_signal(world: World, task: Task, *, spoilt: bool, absent: int) -> None:

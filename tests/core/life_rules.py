@@ -35,12 +35,14 @@ class LifeRules(RuleBasedStateMachine):
 
     # -- signals, debuggers, signal stacks -----------------------------------------------------------------------------
 
-    @rule(nr=index, cpu=cpu_nr, stack=st.sampled_from([65536, 65536, 11952, 4096]), absent=st.integers(0, 16))
-    def signal(self, nr: int, cpu: int, stack: int, absent: int) -> None:
+    @rule(
+        nr=index, cpu=cpu_nr, stack=st.sampled_from([65536, 65536, 11952, 4096]), absent=st.integers(0, 16), other=index
+    )
+    def signal(self, nr: int, cpu: int, stack: int, absent: int, other: int) -> None:
         """A signal: the frame has what the registers had, and the handler starts with none of it."""
         task = self.user(nr, cpu)
         if task is not None and len(task.frames) < 3:
-            life.take_signal(self.world, task, stack, absent)
+            life.take_signal(self.world, task, stack, absent, self.task(other))
 
     @rule(nr=index, cpu=cpu_nr, spoilt=st.sampled_from([False, False, True]), absent=st.integers(0, 3))
     def sigreturn(self, nr: int, cpu: int, spoilt: bool, absent: int) -> None:

@@ -159,6 +159,28 @@ def test_xfd_is_in_step_before_the_registers_are_cleared() -> None:
     rig.check()
 
 
+def test_another_tasks_xfd_between_the_frame_and_the_handler() -> None:
+    """The task loses its CPU when the frame is written: XFD is somebody else's when the registers are cleared (B2)."""
+    rig = _rig(tiles=True)
+    other = clone_task(rig.fpu, "other", thread=True)
+    cpu, hits = rig.cpu, []
+
+    def preempted(name: str) -> None:
+        hits.append(name)
+        switch_to(cpu, other)
+        switch_fpu_return(other)
+        switch_to(cpu, rig.fpu)
+        assert (cpu.xfd, rig.fpu.fpstate.xfd) == (TILE_DATA, 0)
+
+    rig.host.preemptible = preempted
+    frame = _deliver(rig)
+    assert len(hits) == 1
+    assert cpu.xfd == cpu.xfd_cache == 0
+    rig.check()
+    assert sigreturn(rig.fpu, frame)
+    assert rig.cpu.read_register(18).startswith(b"tile")
+
+
 # -- stacks ------------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,15 @@ from fpu_core.permission import request_permission
 from fpu_core.realloc import Reallocated
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.rules import KERNEL_6_18, KernelRules
-from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, read_pkru, switch_fpu_return, switch_to
+from fpu_core.sched import (
+    IrqContext,
+    irq_fpu_usable,
+    kernel_fpu_begin,
+    kernel_fpu_end,
+    read_pkru,
+    switch_fpu_return,
+    switch_to,
+)
 from fpu_core.task import Signal, clone_task, exec_task, exit_task, use_feature
 from fpu_core.tile import TileOp, load_tile, parse_tilecfg
 from fpu_core.xfeature import (
@@ -115,6 +123,8 @@ class World:
         self.host = FpuHost(self.config, self.allocator, preemptible=self._preempted)
         self.allocator.should_fail = self._should_fail
         self.cpus = [Cpu(nr, self.config) for nr in range(2)]
+        for cpu in self.cpus:
+            cpu.interrupted = _hard_interrupt
         self.permissions = PermissionHistory(self.config.rules.perm_loses_supervisor, self.config.rules.user_supported)
 
     @classmethod
@@ -474,6 +484,14 @@ class World:
                     ours, theirs = image.get(nr, zero.init(nr)), held.get(nr, zero.init(nr))
                     assert without_mxcsr(nr, ours) == without_mxcsr(nr, theirs), f"{fpu.name}: stale component {nr}"
             assert mxcsr == held_mxcsr
+
+
+def _hard_interrupt(cpu: Cpu) -> None:
+    """Every save and restore is hit by an interrupt whose code would like to use the FPU."""
+    if irq_fpu_usable(cpu, IrqContext.HARDIRQ):
+        kernel_fpu_begin(cpu, IrqContext.HARDIRQ)
+        cpu.write_register(XFEATURE_SSE, 0, b"interrupt")
+        kernel_fpu_end(cpu)
 
 
 def _load(regs: Registers, nr: int, offset: int, data: bytes) -> None:
