@@ -25,7 +25,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.differential import layouts, live_cpu, live_kvm, native, prctl, ptrace, sequences, xcr0, xsave_buffers, xsave_verdicts
+from tests.differential import (
+    layouts,
+    live_cpu,
+    live_kvm,
+    native,
+    prctl,
+    ptrace,
+    sequences,
+    xcr0,
+    xsave_buffers,
+    xsave_verdicts,
+)
 from tests.differential.report import NotModelledError, Report, SkippedError
 
 #: Kinds that read a file: called with its path and the beginning of a row's name.
