@@ -18,6 +18,7 @@ from host_agent.commands import (
     ScheduleTask,
     UseFeature,
 )
+from host_agent.errors import kvm_errno
 from host_agent.service.agent import HostAgent
 from host_agent.service.interceptor import Context
 from host_agent.service.paging import page
@@ -26,7 +27,6 @@ from host_agent.service.translate.outcome import growth_to_proto
 from host_agent.service.translate.vcpu import task_to_proto
 from host_agent.task_commands import SetAltstack
 from host_agent.tasks import FeatureUse
-from host_agent.vms import kvm_errno
 
 #: How a use of a feature can end. A vector that is not #NM reaches the task as the signal Linux makes of it.
 #: Source: arch/x86/kernel/traps.c, exc_invalid_op() and exc_general_protection().
