@@ -14,7 +14,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_R
        $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof bench protos format clean FORCE
+.PHONY: help run test check proof mutants bench protos format clean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ check: $(STAMP)  ## check format, lint, types, import directions, that the gener
 
 proof: $(STAMP)  ## run the property tests at length (some minutes)
 	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine*.py tests/test_machine_properties*.py $(ARGS)
+
+mutants: $(STAMP)  ## run the suites against every mutant of docs/museum (some minutes)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: $(STAMP)  ## measure; prints a table and writes build/bench.json
 	@mkdir -p build

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from fpu_core.alloc import Account
+from fpu_core.context import fpregs_state_valid
 from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug
 from fpu_core.fpstate import MXCSR_INIT, Fpstate
@@ -18,10 +20,16 @@ from fpu_core.layout import MXCSR_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSE
 from fpu_core.sched import read_pkru
 from fpu_core.xfeature import (
     XCOMP_BV_COMPACTED_FORMAT,
+    XFEATURE_FP,
     XFEATURE_MASK_FPSSE,
+    XFEATURE_MASK_PKRU,
     XFEATURE_MASK_SSE,
     XFEATURE_MASK_USER_DYNAMIC,
+    for_each_set_bit,
 )
+
+#: MXCSR and its mask, within the x87 component.
+_MXCSR: Final = slice(MXCSR_OFFSET, MXCSR_OFFSET + 8)
 
 
 @dataclass(slots=True)
@@ -210,6 +218,37 @@ def no_foreign_register(view: CoreView) -> Violations:
             yield f"{fpu.name} on cpu {cpu.nr} could see {foreign:#x} of somebody else"
 
 
+def valid_registers_are_the_image(view: CoreView) -> Violations:
+    """Registers that a task may take up again without a restore hold exactly its image, under its XFD (B4, B44)."""
+    for fpu in view.fpus:
+        if not fpu.need_load or fpu.is_kthread or fpu.fpstate.is_confidential:
+            continue
+        for cpu in view.cpus:
+            if not fpregs_state_valid(fpu, cpu):
+                continue
+            if cpu.xfd != fpu.fpstate.xfd:
+                yield f"{fpu.name} would go on under XFD {cpu.xfd:#x} on cpu {cpu.nr}"
+            for nr in _differing(cpu, fpu.fpstate):
+                yield f"{fpu.name} would go on with a stale component {nr} on cpu {cpu.nr}"
+
+
+def _differing(cpu: Cpu, fpstate: Fpstate) -> Iterator[int]:
+    """Components of which the registers and the image disagree; PKRU is switched beside the image."""
+    config = cpu.config
+    compacted = bool(fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT)
+    layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT if compacted else fpstate.xfeatures
+    offsets = config.table.offsets(layout, compacted=compacted)
+    init = Cpu(0, config)
+    for nr in for_each_set_bit((cpu.xinuse | fpstate.xstate_bv) & layout & ~cpu.xfd & ~XFEATURE_MASK_PKRU):
+        held, size = bytearray(cpu.read_register(nr)), config.table.size_bytes(nr)
+        there = fpstate.regs[offsets[nr] : offsets[nr] + size]
+        image = there if fpstate.xstate_bv >> nr & 1 else bytearray(init.read_register(nr))
+        if nr == XFEATURE_FP:  # MXCSR lies within x87's bytes, and goes with SSE
+            held[_MXCSR] = image[_MXCSR] = bytes(8)
+        if held != image:
+            yield nr
+
+
 def sse_marks_mxcsr(view: CoreView) -> Violations:
     """MXCSR away from its init value counts as SSE state in use, or a save would lose it."""
     for cpu in view.cpus:
@@ -286,6 +325,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     no_request_outside_the_loop,
     guest_features_are_the_containers,
     no_foreign_register,
+    valid_registers_are_the_image,
     sse_marks_mxcsr,
     pkru_is_the_running_tasks,
     workers_own_nothing,

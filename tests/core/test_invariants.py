@@ -116,6 +116,17 @@ def _foreign(rig: Rig) -> None:
     rig.cpu.write_register(18, 0, b"somebody else's")
 
 
+def _stale(rig: Rig) -> None:
+    """The task lost the CPU and is still its owner; then somebody else's XMM registers are there."""
+    switch_to(rig.cpu, None)
+    rig.cpus[0].write_register(1, 0, b"somebody else's")
+
+
+def _stale_xfd(rig: Rig) -> None:
+    switch_to(rig.cpu, None)
+    rig.cpus[0].xfd_set_state(TILE_DATA)
+
+
 def _mxcsr_alone(rig: Rig) -> None:
     rig.cpu.mxcsr = 0x1FA0
 
@@ -167,6 +178,8 @@ def _init_features(rig: Rig) -> None:
         (_request, "no_request_outside_the_loop"),
         (_features, "guest_features_are_the_containers"),
         (_foreign, "no_foreign_register"),
+        (_stale, "valid_registers_are_the_image"),
+        (_stale_xfd, "valid_registers_are_the_image"),
         (_mxcsr_alone, "sse_marks_mxcsr"),
         (_pkru, "pkru_is_the_running_tasks"),
         (_worker, "workers_own_nothing"),

@@ -5,8 +5,11 @@ Reference: arch/x86/kernel/fpu/xstate.c, fpu_xstate_prctl(); Documentation/arch/
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fpu_core.cpuid import builtin_profile
 from fpu_core.errors import CoreBug, Errno
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu
 from fpu_core.invariants import PermissionHistory
@@ -50,6 +53,19 @@ def test_errno(rules: KernelRules, profile: str, feature: int, guest: bool, stat
     assert request_permission(rig.fpu, feature, guest=guest) is errno
     if errno is not Errno.OK:
         assert (get_permitted(rig.fpu, guest=guest), group_perm(rig.fpu, guest=guest).state_size) == before
+
+
+@pytest.mark.parametrize("guest", [False, True], ids=["tasks", "guests"])
+@pytest.mark.parametrize("absent", ["", "OSPKE", "SHSTK", "ENQCMD", "AVX512F", "AVX512F and OSPKE"])
+def test_the_size_of_a_permission_is_that_of_its_features(absent: str, guest: bool) -> None:
+    """Supervisor features count, on processors whose alignment does not hide them too, as under ``nopku`` (bug B7)."""
+    profile = builtin_profile(SPR)
+    lacking = dict.fromkeys(absent.split(" and ") if absent else [], False)
+    rig = Rig.create(replace(profile, caps_override=profile.caps._replace(**lacking)))
+    rig.permit(guest=guest)
+    perm = group_perm(rig.fpu, guest=guest)
+    assert perm.state_size == rig.config.kernel_size(perm.state_perm)
+    assert perm.user_state_size == rig.config.user_size(perm.state_perm)
 
 
 def test_the_three_fields_change_together() -> None:

@@ -240,6 +240,17 @@ def test_kernel_fpu_in_between() -> None:
     assert rig.cpu.mxcsr == 0x1FA0
 
 
+def test_pkru_is_the_running_tasks() -> None:
+    """A context switch loads the PKRU of the task that gets the CPU, and saves the other's (bug B25)."""
+    rig = Rig.create()
+    other = _other(rig)
+    use_feature(rig.fpu, 9, 0, b"\4\0\0\0")
+    switch_to(rig.cpus[0], other)
+    assert (read_pkru(rig.cpus[0]), rig.fpu.pkru) == (0, 4)
+    switch_to(rig.cpus[0], rig.fpu)
+    assert read_pkru(rig.cpus[0]) == 4
+
+
 def test_pkru_is_switched_whole() -> None:
     """The upper half of the PKRU component is reserved; what one context puts there is never another's to read."""
     rig = Rig.create()

@@ -42,6 +42,11 @@ class Lanes:
         """How many lines there are: whether something was said since, is asked with it."""
         return len(self._lines)
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was said since the last ``take``."""
+        return tuple(self._lines)
+
     def take(self) -> tuple[str, ...]:
         """Hand the lines over."""
         lines, self._lines = tuple(self._lines), []

@@ -79,13 +79,14 @@ def run(text: str) -> str:
 def _run_block(world: World, block: Block) -> tuple[str, ...]:
     for command in block.commands:
         try:
-            _run_command(world, command)
+            run_command(world, command)
         except ScenarioError as error:
             raise ScenarioError(f"line {command.line}: {command.text}: {error}") from error
     return world.lanes.take()
 
 
-def _run_command(world: World, command: Command) -> None:
+def run_command(world: World, command: Command) -> None:
+    """Carry out one command; what it prints stands in the world's lanes, a refusal too."""
     words = Words(command.text)
     handler = COMMANDS.get(words.name)
     if handler is None:

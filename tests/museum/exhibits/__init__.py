@@ -1,0 +1,1 @@
+"""The mutants, by the part of the kernel the bug was in."""
