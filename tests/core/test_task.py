@@ -246,7 +246,7 @@ def test_pkru_is_the_running_tasks() -> None:
     other = _other(rig)
     use_feature(rig.fpu, 9, 0, b"\4\0\0\0")
     switch_to(rig.cpus[0], other)
-    assert (read_pkru(rig.cpus[0]), rig.fpu.pkru) == (0, 4)
+    assert (read_pkru(rig.cpus[0]), rig.fpu.pkru) == (other.pkru, 4)
     switch_to(rig.cpus[0], rig.fpu)
     assert read_pkru(rig.cpus[0]) == 4
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Final
 
+from tests.museum.watchdog import ends_within
 from tests.scenarios.block import ScenarioError, parse_blocks
 from tests.scenarios.runner import run_command
 from tests.scenarios.world import World
+
+#: What takes longer hangs: the slowest command of a scenario takes some milliseconds.
+STEP_S: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,8 @@ def deviation(text: str) -> Deviation | None:
         for block in parse_blocks(text):
             for command in block.commands:
                 steps += 1
-                run_command(world, command)
+                with ends_within(STEP_S):
+                    run_command(world, command)
                 said = world.lanes.lines
                 if said != block.expected[: len(said)]:
                     return Deviation(steps, f"line {command.line}: {command.text}: {_first(block.expected, said)}")
@@ -40,11 +46,6 @@ def deviation(text: str) -> Deviation | None:
     if world.planned is not None:
         return Deviation(steps, "a preemption was planned and never happened")
     return None
-
-
-def commands(text: str) -> int:
-    """How many commands a scenario has."""
-    return sum(len(block.commands) for block in parse_blocks(text))
 
 
 def _root(error: Exception) -> BaseException:

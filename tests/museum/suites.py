@@ -63,7 +63,7 @@ def tests() -> Iterator[Catch]:
     """The first ordinary test that fails."""
     seen = _FirstFailure()
     ignored = [f"--ignore={path}" for path in _ELSEWHERE]
-    quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    quiet = ["-q", "--timeout", "30", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     arguments = ["-x", *quiet, "--rootdir", str(ROOT), *ignored, *TESTS]
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()):
         pytest.main(arguments, plugins=[seen])

@@ -16,8 +16,9 @@ import pytest
 from tests.museum.loader import active, install
 from tests.museum.mutant import PAGES, ROOT, Mutant, Patch, PatchError, source_of
 from tests.museum.mutants import MUTANTS, find
-from tests.museum.page import rewrite_scenario, scenario_of
-from tests.scenarios.runner import difference, run
+from tests.museum.page import rewrite as rewrite_page
+from tests.museum.page import shown_by
+from tests.scenarios.runner import difference
 
 EACH = pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS.keys())
 CATALOGUE = tuple(f"B{nr}" for nr in range(1, 47))
@@ -45,17 +46,17 @@ def test_a_page_says_what_the_catalogue_says(mutant: Mutant) -> None:
 
 
 @EACH
-def test_the_scenario_of_a_page_runs_on_the_healthy_core(mutant: Mutant, rewrite: bool) -> None:
-    """What the page prints is what the core does; that it deviates with the mutant, the mutants' run checks."""
+def test_what_a_page_shows_runs_on_the_healthy_core(mutant: Mutant, rewrite: bool) -> None:
+    """What the page says is what the core does; that it deviates with the mutant, the mutants' run checks."""
     page = mutant.page
     assert page is not None
-    expected = scenario_of(page)
-    printed = run(expected)
-    if printed == expected:
+    shown = shown_by(page)
+    printed = shown.printed()
+    if printed == shown.text:
         return
     if not rewrite:
-        pytest.fail(difference(page, expected, printed), pytrace=False)
-    rewrite_scenario(page, printed)
+        pytest.fail(difference(page, shown.text, printed), pytrace=False)
+    rewrite_page(page, printed)
 
 
 def test_every_bug_of_the_catalogue_has_its_row() -> None:

@@ -59,11 +59,10 @@ def main(argv: list[str] | None = None) -> int:
 def try_suites(name: str, mutant: Mutant | None, *, quick: bool) -> Verdict:
     """Run what there is, the fast suites first. They import the core, so they are imported after the mutant is on."""
     from tests.museum import suites
-    from tests.museum.deviation import deviation
-    from tests.museum.page import scenario_of
+    from tests.museum.page import shown_by
 
     page = mutant.page if mutant is not None else None
-    shown = deviation(scenario_of(page)) if page is not None else None
+    shown = shown_by(page).deviation() if page is not None else None
     catches = [*suites.scenarios(), *suites.tests()]
     if not quick and not any(each.invariant for each in catches):
         catches += suites.machines(long=not catches)

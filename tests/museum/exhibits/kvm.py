@@ -21,6 +21,19 @@ EXHIBITS: Final = (
         ),
     ),
     Mutant(
+        id="B21",
+        title="INIT on a processor with MPX unloads a guest that is not loaded",
+        fix="KVM: x86: Fix potential put_fpu() w/o load_fpu() on MPX platform; February 2020, f958bd2314d1",
+        breaks="entered_means_a_thread",
+        patches=(
+            Patch(
+                "host_agent.guest_events",
+                "    if was_entered:\n        leave_guest(vm, vcpu)\n",
+                "    if was_entered or vm.platform.host.config.caps.MPX:\n        leave_guest(vm, vcpu)\n",
+            ),
+        ),
+    ),
+    Mutant(
         id="B32",
         title="An #NM that CR0.TS caused changes XFD_ERR",
         fix="KVM: VMX: is_xfd_nm_fault()",

@@ -22,8 +22,8 @@ EXHIBITS: Final = (
         patches=(
             Patch(
                 "host_agent.kvm.run",
-                "        if vcpu.guest.xfd_err:\n            cpu.xfd_err = 0\n        cpu.xcr0 = host_xcr0\n",
-                "        cpu.xcr0 = host_xcr0\n",
+                "        if vcpu.guest.xfd_err:\n            cpu.xfd_err = 0\n",
+                "",
             ),
         ),
     ),
