@@ -75,8 +75,8 @@ def tests() -> Iterator[Catch]:
 def machines(*, long: bool) -> Iterator[Catch]:
     """The property machines, shrunken; ``long`` looks as long as ``make test`` does."""
     bounds = settings(
-        max_examples=350 if long else 150,
-        stateful_step_count=60 if long else 50,
+        max_examples=350 if long else 100,
+        stateful_step_count=60 if long else 40,
         derandomize=True,
         database=None,
         deadline=None,

@@ -15,8 +15,10 @@ EXHIBITS: Final = (
         patches=(
             Patch(
                 "fpu_core.permission",
-                "    _grant(fpu, perm, perm.state_perm | requested)\n",
-                "    _grant(fpu, perm, perm.state_perm | requested)\n    perm.state_perm = requested\n",
+                "    perm.user_state_size = config.user_size(mask)\n    perm.state_perm = mask & config",
+                "    perm.user_state_size = config.user_size(mask)\n"
+                "    mask &= ~perm.state_perm\n"
+                "    perm.state_perm = mask & config",
             ),
         ),
     ),
