@@ -8,7 +8,7 @@ from fpu_core.alloc import Account, AllocFailure
 from fpu_core.config import FpuConfig, boot
 from fpu_core.context import fpregs_restore_userregs
 from fpu_core.cpu import Cpu
-from fpu_core.cpuid import CpuidProfile, builtin_profile
+from fpu_core.cpuid import CpuidProfile, CpuidRegs, builtin_profile
 from fpu_core.errors import Errno
 from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu, FpuGuest, FpuHost
@@ -18,7 +18,7 @@ from fpu_core.permission import request_permission
 from fpu_core.rules import KERNEL_6_18, KernelRules
 from fpu_core.sched import switch_to
 from fpu_core.trace import CoreTracer
-from fpu_core.xfeature import XFEATURE_XTILE_DATA
+from fpu_core.xfeature import XFEATURE_APX, XFEATURE_MASK_APX, XFEATURE_XTILE_DATA
 
 SPR = "sapphire-rapids"
 
@@ -28,6 +28,19 @@ def without_compaction(name: str = "skylake-sp", *, xsave: bool = True) -> Cpuid
     profile = builtin_profile(name)
     caps = profile.caps._replace(XSAVEC=False, XSAVES=False, XSAVE=xsave, XSAVEOPT=False)
     return replace(profile, caps_override=caps)
+
+
+def with_apx() -> CpuidProfile:
+    """Sapphire Rapids and APX: its component lies behind tile data, so its offset tells one layout from another.
+
+    Size, standard offset (the one of MPX, which is gone) and flags: Intel APX specification, 3.1.4.2.
+    """
+    profile = builtin_profile(SPR)
+    leaves = dict(profile.leaves)
+    main = leaves[0xD, 0]
+    leaves[0xD, 0] = main._replace(eax=main.eax | XFEATURE_MASK_APX)
+    leaves[0xD, XFEATURE_APX] = CpuidRegs(128, 960, 0, 0)
+    return replace(profile, leaves=leaves, caps_override=profile.caps._replace(APX=True))
 
 
 @dataclass

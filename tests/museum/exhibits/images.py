@@ -72,4 +72,17 @@ EXHIBITS: Final = (
             ),
         ),
     ),
+    Mutant(
+        id="B46",
+        title="An XFD write for a vCPU that is not loaded leaves hidden state",
+        fix="",
+        breaks="no_hidden_state_in_images",
+        patches=(
+            Patch(
+                "fpu_core.guest",
+                "    live = fpstate.in_use and fpu is not None and not fpu.need_load\n",
+                "    live = fpu is None or not fpu.need_load\n",
+            ),
+        ),
+    ),
 )
