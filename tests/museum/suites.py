@@ -22,7 +22,12 @@ from tests.test_machine_properties import HostRules
 
 SCENARIOS: Final = ROOT / "tests" / "scenarios"
 #: Ordinary tests of the core, of KVM, and of both against recorded kernels.
-TESTS: Final = ("tests/core", "tests/kvm", "tests/test_kvm_parts.py", "tests/test_differential.py")
+TESTS: Final = (
+    "tests/core",
+    "tests/kvm",
+    "tests/test_kvm_parts.py",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_differential*.py")),
+)
 #: The property machines are run beside them, with settings of their own.
 _MACHINES: Final = {"core machine": CoreMachine, "host machine": HostRules}
 #: What the machines do by themselves, after every rule and at the end.
