@@ -46,4 +46,33 @@ EXHIBITS: Final = (
             ),
         ),
     ),
+    Mutant(
+        id="B22",
+        title="CPUID offers XTILE_CFG without XTILE_DATA",
+        fix="KVM: x86: Filter out XTILE_CFG if XTILE_DATA isn't permitted; April 2023",
+        breaks="of XTILE_CFG and XTILE_DATA a guest gets both or neither",
+        patches=(
+            Patch(
+                "host_agent.kvm.vcpu",
+                "            if not permitted & XFEATURE_MASK_USER_DYNAMIC:\n"
+                "                permitted &= ~XFEATURE_MASK_XTILE_CFG\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        id="B23",
+        title="The compacted size ignores the alignment of components",
+        fix="kvm: x86: Fix xstate_required_size() to follow XSTATE alignment rule; January 2022",
+        breaks="the size CPUID.0xD.1 reports is the size of the image",
+        patches=(
+            Patch(
+                "host_agent.kvm.cpuid",
+                "    offsets = components.offsets(mask, compacted=compacted)\n    ends = ",
+                "    if compacted:\n"
+                "        return XSAVE_EXTENDED_OFFSET + sum(map(components.size_bytes, for_each_set_bit(mask & ~3)))\n"
+                "    offsets = components.offsets(mask, compacted=compacted)\n    ends = ",
+            ),
+        ),
+    ),
 )
