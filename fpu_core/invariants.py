@@ -221,7 +221,7 @@ def no_foreign_register(view: CoreView) -> Violations:
 def valid_registers_are_the_image(view: CoreView) -> Violations:
     """Registers that a task may take up again without a restore hold exactly its image, under its XFD (B4, B44)."""
     for fpu in view.fpus:
-        if not fpu.need_load or fpu.is_kthread or fpu.fpstate.is_confidential:
+        if not fpu.need_load or fpu.fpstate.is_confidential:
             continue
         for cpu in view.cpus:
             if not fpregs_state_valid(fpu, cpu):
