@@ -32,7 +32,7 @@ TESTS: Final = (
 _MACHINES: Final = {"core machine": CoreMachine, "host machine": HostRules}
 #: What the machines do by themselves, after every rule and at the end.
 _NO_RULES: Final = {"everything_holds", "teardown"}
-_ELSEWHERE: Final = ("tests/core/test_state_machine.py", "tests/test_machine_properties.py")
+_ELSEWHERE: Final = tuple(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/core/test_state_machine*.py"))
 
 
 class BrokenMutantError(Exception):

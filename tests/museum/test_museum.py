@@ -109,6 +109,7 @@ def test_the_plugin_runs_pytest_on_the_mutated_core() -> None:
         assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == status
 
 
+@pytest.mark.timeout(600)
 def test_three_mutants_are_caught() -> None:
     """The command in short: the control passes, and each of three is caught by the invariant of its page."""
     done = _mutants("B6", "B18", "B45", "--quick")
