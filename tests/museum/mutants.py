@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.museum.exhibits import images, kvm, permissions, restores, tasks, uabi
+from tests.museum.exhibits import cpus, images, kvm, permissions, restores, signals, tasks, uabi
 from tests.museum.mutant import Mutant
 
-_ROOMS: Final = (images, kvm, permissions, restores, tasks, uabi)
+_ROOMS: Final = (cpus, images, kvm, permissions, restores, signals, tasks, uabi)
 
 MUTANTS: Final[dict[str, Mutant]] = {
     mutant.id: mutant
