@@ -55,7 +55,8 @@ def test_what_a_page_shows_runs_on_the_healthy_core(mutant: Mutant, rewrite: boo
     if printed == shown.text:
         return
     if not rewrite:
-        pytest.fail(difference(page, shown.text, printed), pytrace=False)
+        here = f"tests/museum -k {mutant.id}"
+        pytest.fail(difference(page, shown.text, printed, rewrite=here), pytrace=False)
     rewrite_page(page, printed)
 
 

@@ -100,8 +100,9 @@ def run_command(world: World, command: Command) -> None:
         world.acting_task = None
 
 
-def difference(path: Path, expected: str, printed: str) -> str:
-    """A unified diff, and what to do about it."""
+def difference(path: Path, expected: str, printed: str, *, rewrite: str = "") -> str:
+    """A unified diff, and what to do about it; ``rewrite`` are the tests that write the file anew."""
     diff = difflib.unified_diff(expected.splitlines(), printed.splitlines(), "expected", "printed", n=6, lineterm="")
-    rewrite = f".venv/bin/python -m pytest tests/test_scenarios.py -k {path.stem} --rewrite"
-    return "\n".join([f"{path.name} prints something else:", "", *diff, "", f"if that is right: {rewrite}"])
+    tests = rewrite or f"tests/test_scenarios.py -k {path.stem}"
+    command = f".venv/bin/python -m pytest {tests} --rewrite"
+    return "\n".join([f"{path.name} prints something else:", "", *diff, "", f"if that is right: {command}"])
