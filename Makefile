@@ -25,12 +25,13 @@ run: $(STAMP)  ## run the demonstration: host agent, controller and three guests
 test: $(STAMP)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP)  ## check format, lint, types, import directions, that the generated code is fresh, and the protos
+check: $(STAMP)  ## check format, lint, types, import directions, that generated code and docs are fresh, and the protos
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 	$(BIN)/python -m tools.gen_protos --check
+	$(BIN)/python -m tools.gen_docs --check
 	$(BIN)/python -m tools.lint_protos
 
 proof: $(STAMP)  ## run the property tests at length (some minutes)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TextIO, cast
 import typer
 
 from fpstated import __version__
+from fpstated.certs_command import certs
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(certs, name="certs")
 
 
 def _version(show: bool) -> None:
@@ -134,18 +138,16 @@ def controller(
 ) -> None:
     """Run a controller: it decides what happens after an allocation failure."""
     from fpstated.console import HumanLines
+    from vmm_controller.config import ControllerConfig
+    from vmm_controller.policy import parse_policies
     from vmm_controller.run import run_controller
 
     try:
-        status = run_controller(
-            host or _default_address(),
-            policies=policy or (),
-            scope=scope,
-            name=name,
-            seed=seed,
-            lease_s=lease,
-            out=None if timeline else cast("TextIO", HumanLines()),
+        config = ControllerConfig(
+            name=name, scope=scope, lease_s=lease, policies=parse_policies(policy or ()), seed=seed
         )
+        out = None if timeline else cast("TextIO", HumanLines())
+        status = run_controller(host or _default_address(), config, out=out)
     except ValueError as error:
         print(f"fpstated controller: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import grpc
 
+from fpstated.link.tls import ClientTls
 from guest_agent.aio import AsyncSession, open_async_session
 from guest_agent.aio_host import AsyncHost
 from guest_agent.aio_port import AsyncVcpuPort
@@ -73,6 +74,7 @@ __all__ = [
     "AsyncHost",
     "AsyncSession",
     "AsyncVcpuPort",
+    "ClientTls",
     "Directive",
     "DirectiveKind",
     "Done",
@@ -125,14 +127,15 @@ __all__ = [
 ]
 
 
-def connect(host: str | grpc.Channel) -> Host:
+def connect(host: str | grpc.Channel, *, tls: ClientTls | None = None) -> Host:
     """Return the host at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's; a context manager.
 
-    It connects at its first call, and again whenever it has to. Raises ValueError for what is no address.
+    It connects at its first call, and again whenever it has to. `tls` is for an address with mutual TLS. Raises
+    ValueError for what is no address, and for files that no TLS can be made of.
     """
-    return Host(host)
+    return Host(host, tls=tls)
 
 
-def connect_async(host: str | grpc.aio.Channel) -> AsyncHost:
+def connect_async(host: str | grpc.aio.Channel, *, tls: ClientTls | None = None) -> AsyncHost:
     """Return the host for asyncio, in a running event loop; an async context manager. Otherwise as `connect`."""
-    return AsyncHost(host)
+    return AsyncHost(host, tls=tls)

@@ -27,6 +27,7 @@ from fpstate.v1 import (
     vm_pb2_grpc,
 )
 
+from fpstated.link.tls import ClientTls
 from guest_agent import request
 from guest_agent.channel import connect_async
 from guest_agent.error import host_error
@@ -42,13 +43,15 @@ class AsyncHost:
     """A host at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's; an async context manager.
 
     `channel` is the connection, for a session beside these calls. Every call raises HostError where the host refuses it
-    or is not reached within `timeout_s` seconds.
+    or is not reached within `timeout_s` seconds. `tls` is for an address with mutual TLS.
     """
 
-    def __init__(self, host: str | grpc.aio.Channel, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(
+        self, host: str | grpc.aio.Channel, *, tls: ClientTls | None = None, timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
         self._owns_channel = isinstance(host, str)
         self._timeout_s = timeout_s
-        self.channel = connect_async(host) if isinstance(host, str) else host
+        self.channel = connect_async(host, tls) if isinstance(host, str) else host
         self._hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self._vms = vm_pb2_grpc.VmServiceStub(self.channel)
         self._tasks = task_pb2_grpc.TaskServiceStub(self.channel)

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 
+from fpstated.link.tls import ClientTls
+
 #: Longer than the least that a host permits between pings (10 s); shorter than what makes a vCPU thread impatient.
 KEEPALIVE_MS = 25_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -91,22 +93,26 @@ def check_address(address: str) -> str:
     return address
 
 
-def connect(address: str) -> grpc.Channel:
+def connect(address: str, tls: ClientTls | None = None) -> grpc.Channel:
     """Make a channel for blocking calls. It connects at its first call, and again whenever it has to.
 
     Raises:
-        ValueError: no address; see `check_address`.
+        ValueError: no address, see `check_address`; or files that no TLS can be made of.
     """
-    return grpc.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
+    if tls is None:
+        return grpc.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(check_address(address), tls.credentials(), options=CHANNEL_OPTIONS)
 
 
-def connect_async(address: str) -> grpc.aio.Channel:
+def connect_async(address: str, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """Make a channel for grpc.aio calls, in a running event loop.
 
     Raises:
-        ValueError: no address; see `check_address`.
+        ValueError: no address, see `check_address`; or files that no TLS can be made of.
     """
-    return grpc.aio.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
+    if tls is None:
+        return grpc.aio.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(check_address(address), tls.credentials(), options=CHANNEL_OPTIONS)
 
 
 def wait_for_host(channel: grpc.Channel, *, timeout_s: float) -> None:

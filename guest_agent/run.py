@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, TextIO
 
+from fpstated.link.tls import ClientTls
 from guest_agent.channel import wait_for_host
 from guest_agent.error import HostError
 from guest_agent.host import Host
@@ -93,6 +94,7 @@ class GuestOptions:
         lease_s: wish for the session's lease, in seconds; None for the host's default.
         wait_s: how long to wait for a host that is not there yet, in seconds.
         timeline: write lane G as JSON lines.
+        tls: certificate, key and CA, for a host that has mutual TLS.
     """
 
     host: str
@@ -109,6 +111,7 @@ class GuestOptions:
     lease_s: float | None = None
     wait_s: float = 10.0
     timeline: bool = False
+    tls: ClientTls | None = None
 
 
 def run_guest(options: GuestOptions, out: TextIO | None = None) -> int:
@@ -121,7 +124,7 @@ def run_guest(options: GuestOptions, out: TextIO | None = None) -> int:
     except (ScriptError, ValueError, OSError) as error:
         return _complain(error, 2)
     try:
-        with _terminable(), Host(options.host) as host:
+        with _terminable(), Host(options.host, tls=options.tls) as host:
             wait_for_host(host.channel, timeout_s=options.wait_s)
             return _run(options, load, host, _write_to(out or sys.stdout) if options.timeline else _to_nobody)
     except (HostError, TimeoutError) as error:

@@ -216,10 +216,11 @@ class KernelFpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSession:
-    """A guest agent takes charge of ``vcpus``; an earlier session of theirs is fenced off."""
+    """A guest agent takes charge of ``vcpus``; an earlier session of theirs is fenced off. ``principal`` says whose."""
 
     client_name: str
     vcpus: tuple[str, ...]
+    principal: str = ""
     explicit: bool = False
     lease_ns: int = 0
     required_capabilities: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ def describe(state: HostState) -> Iterator[str]:
         for cpu in platform.cpus:
             yield _line("cpu", hashlib.sha256(source.encode()).hexdigest(), rules, *_cpu(cpu))
     for session in state.sessions.values():
-        yield _line("session", session.name, session.epoch, session.client_name, session.explicit)
+        yield _line("session", session.name, session.epoch, session.client_name, session.principal, session.explicit)
         yield _line("  lease", session.expires_ns, session.lease_ns)
         yield _line("  of", *session.vcpus, *session.directives.values())
     for control in state.controls.values():

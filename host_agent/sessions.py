@@ -65,6 +65,7 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
         id=state.next_id("s"),
         epoch=state.next_epoch(),
         client_name=command.client_name,
+        principal=command.principal,
         lease_ns=lease_ns,
         expires_ns=state.now_ns + lease_ns,
         explicit=command.explicit,

@@ -122,6 +122,8 @@ class SessionRecord:
     lease_ns: int
     expires_ns: int
     explicit: bool
+    #: Who opened it; nobody else's calls may name it, short of a role that has every session.
+    principal: str = ""
     vcpus: dict[str, Vcpu] = field(default_factory=dict)
     directives: dict[int, Directive] = field(default_factory=dict)
 

@@ -368,8 +368,10 @@ async def test_who_holds_the_vm_decides_before_who_holds_the_host(host: Host) ->
 async def process_of(host: Host, *policies: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A controller as a process of its own, watching; its standard output is the timeline. Killed after the block."""
     program = (
-        "import sys; from vmm_controller.run import run_controller;"
-        "sys.exit(run_controller(sys.argv[1], policies=sys.argv[2:], lease_s=3600))"
+        "import sys; from vmm_controller.config import ControllerConfig;"
+        "from vmm_controller.policy import parse_policies; from vmm_controller.run import run_controller;"
+        "config = ControllerConfig(policies=parse_policies(sys.argv[2:]), lease_s=3600);"
+        "sys.exit(run_controller(sys.argv[1], config))"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, host.target, *policies, stdout=asyncio.subprocess.PIPE

@@ -52,7 +52,7 @@ EVERYTHING = ("fpstated", "fpu_core", "host_agent", "guest_agent", "vmm_controll
 #: Every part that is pure, which is what a simulated world is made of.
 PURE_PARTS = ("fpu_core", "host_agent", "host_agent.kvm", "vmm_controller.policy", "guest_agent.script")
 #: What a guest agent and a controller know of the rest: the wire, the names of the features, and the fault points.
-OUTSIDE_VIEW = ("fpstate", "fpu_core.xfeature", "fault_lab.injection")
+OUTSIDE_VIEW = ("fpstate", "fpu_core.xfeature", "fault_lab.injection", "fpstated.link")
 #: grpc itself, and google.protobuf and google.rpc beside it.
 WIRE = ("grpc", "grpc_status", "google")
 
@@ -73,8 +73,9 @@ RULES = (
 
     # The gRPC shells: translate, submit, await, translate.
     Rule(package="host_agent.service",
-         ours=("fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal", "fault_lab.injection", "fpstate"),
-         third_party=(*WIRE, "grpc_health", "grpc_reflection", "prometheus_client")),
+         ours=("fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal", "fault_lab.injection", "fpstate",
+               "fpstated.link"),
+         third_party=(*WIRE, "grpc_channelz", "grpc_health", "grpc_reflection", "prometheus_client")),
 
     # The guest's side; it runs on the base install, which has no numpy.
     Rule(package="guest_agent", ours=OUTSIDE_VIEW, third_party=WIRE),
@@ -92,11 +93,14 @@ RULES = (
     Rule(package="fault_lab", ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.simulation"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
+    # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
+    Rule(package="fpstated.link", third_party=("grpc", "opentelemetry")),
+
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.simulation"),
-         third_party=(*WIRE, "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
+               "fault_lab.injection", "fault_lab.simulation", "fpstated.link"),
+         third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on
 

@@ -7,15 +7,15 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final, Literal, TextIO
+from typing import Final, TextIO
 
+import grpc
 import grpc.aio
 
+from fpstated.link.tls import ClientTls
 from vmm_controller.config import ControllerConfig
 from vmm_controller.controller import Controller
 from vmm_controller.error import CallError
-from vmm_controller.policy import parse_policies
 from vmm_controller.timeline import Event
 
 #: gRPC by itself waits up to two minutes between tries to connect; the loop's own backoff is to be the longer one.
@@ -27,33 +27,25 @@ CHANNEL_OPTIONS: Final = (
 
 
 def run_controller(
-    address: str,
-    *,
-    policies: Sequence[str] = (),
-    scope: str = "",
-    name: str = "controller",
-    seed: int = 0,
-    lease_s: float = 0.0,
-    on_fenced: Literal["stop", "reacquire"] = "stop",
-    out: TextIO | None = None,
+    address: str, config: ControllerConfig, *, tls: ClientTls | None = None, out: TextIO | None = None
 ) -> int:
-    """Run a controller against the host at `address` (a gRPC target: `unix:PATH`, `127.0.0.1:PORT`) until a signal.
+    """Run a controller against the host at `address` (a gRPC target: `unix:PATH`, `HOST:PORT`) until a signal.
 
-    `policies` are texts as in policy/parse.py; none means the default policy. The timeline goes to `out` (standard
-    output unless given), one JSON object per line, flushed, each with `time_s`, the system's clock in seconds.
+    `tls` is for a host with mutual TLS. The timeline goes to `out` (standard output unless given), one JSON object per
+    line, flushed, each with `time_s`, the system's clock in seconds.
 
     Returns the exit status: 0 after SIGTERM or SIGINT, with control released; 1 where the host refused for good or
-    another controller took the scope, with the reason on standard error. Raises ValueError (PolicyTextError is one) for
-    an argument that cannot be right, before anything is done.
+    another controller took the scope, with the reason on standard error. Raises ValueError for files that no TLS can be
+    made of, before anything is done.
     """
-    config = ControllerConfig(
-        name=name, scope=scope, lease_s=lease_s, policies=parse_policies(policies), seed=seed, on_fenced=on_fenced
-    )
-    return asyncio.run(_run(address, config, JsonLines(out or sys.stdout)))
+    credentials = None if tls is None else tls.credentials()
+    return asyncio.run(_run(address, credentials, config, JsonLines(out or sys.stdout)))
 
 
-async def _run(address: str, config: ControllerConfig, lines: JsonLines) -> int:
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+async def _run(
+    address: str, credentials: grpc.ChannelCredentials | None, config: ControllerConfig, lines: JsonLines
+) -> int:
+    async with _channel(address, credentials) as channel:
         controller = Controller(channel, config, on_event=lines.write)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,6 +56,12 @@ async def _run(address: str, config: ControllerConfig, lines: JsonLines) -> int:
             sys.stderr.write(f"fpstated controller: {error}\n")
             return 1
     return 0
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
 class JsonLines:

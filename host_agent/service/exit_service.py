@@ -13,7 +13,7 @@ from host_agent.exits import ExitRecord
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.exit_watch import ExitWatcher
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, LEASE_MIN_NS
 from host_agent.service.paging import Key, page
 from host_agent.service.translate.exit import EXIT_STATES, decision_from_proto, exit_to_proto

@@ -10,7 +10,7 @@ from fault_lab.injection.table import ArmedFault
 from host_agent.commands import DisarmFault
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, unimplemented
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.paging import page
 from host_agent.service.translate.fault import arm_fault_from_proto, fault_to_proto
 from host_agent.service.translate.fields import fault_name, header, request_id

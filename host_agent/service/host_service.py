@@ -15,7 +15,7 @@ from host_agent.kvm.policy import ALLOCATION_POLICIES
 from host_agent.service.agent import HostAgent
 from host_agent.service.drain import Drain, DrainState
 from host_agent.service.errors import field_invalid
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.limits import (
     CALL_DEADLINE_S,
     CREDITS_MAX,

@@ -1,4 +1,4 @@
-"""What stands around every call of ours: errors become one google.rpc.Status, and no unary call runs for ever.
+"""The layer in which errors become one google.rpc.Status, and which lets no unary call run for ever.
 
 Four things can come out of a servicer's method, and each has its answer:
 
@@ -11,67 +11,36 @@ Four things can come out of a servicer's method, and each has its answer:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc_status import rpc_status
 
 from host_agent.service.errors import Failure, failure_of, status_of
+from host_agent.service.layers import Behaviour, Context, Layer, Method
 
 _log = logging.getLogger(__name__)
 
-if TYPE_CHECKING:  # generic to the type checker alone
-    Context = grpc.aio.ServicerContext[Any, Any]
-    Handler = grpc.RpcMethodHandler[Any, Any]
-else:
-    Context = grpc.aio.ServicerContext
-    Handler = grpc.RpcMethodHandler
 
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
-_Unary = Callable[[Any, Context], Awaitable[Any]]
-_Stream = Callable[[Any, Context], AsyncIterator[Any]]
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of ``fpstate.`` packages; health and reflection have their own ways.
-
-    ``deadline_s`` is given to a unary call that came without one.
-    """
+class ErrorInterceptor(Layer):
+    """Wraps every method. ``deadline_s`` is given to a unary call that came without one."""
 
     def __init__(self, deadline_s: float) -> None:
+        super().__init__()
         self._deadline_s = deadline_s
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        """Return the handler, wrapped by its kind."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith("/fpstate."):
-            return handler
-        return self._wrapped(handler, method)
-
-    def _wrapped(self, handler: Handler, method: str) -> Handler:
-        kinds: dict[tuple[bool, bool], tuple[Any, Any]] = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-        }
-        make, call = kinds[handler.request_streaming, handler.response_streaming]
-        wrapped = _stream(call, method) if handler.response_streaming else _unary(call, method, self._deadline_s)
-        made: Handler = make(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return made
+    def wrap(self, behaviour: Behaviour, method: Method) -> Behaviour:
+        """The behaviour with its errors translated."""
+        if inspect.isasyncgenfunction(behaviour):
+            return _stream(behaviour, method.path)
+        return _coroutine(behaviour, method.path, None if method.is_stream else self._deadline_s)
 
 
-def _unary(call: _Unary, method: str, deadline_s: float) -> _Unary:
+def _coroutine(call: Behaviour, method: str, deadline_s: float | None) -> Behaviour:
     async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401 -- each method has its own types
         limit = asyncio.timeout(deadline_s if _has_no_deadline(context) else None)
         try:
@@ -79,7 +48,7 @@ def _unary(call: _Unary, method: str, deadline_s: float) -> _Unary:
                 return await call(request, context)
         except TimeoutError as error:
             if limit.expired():
-                await _abort(context, _deadline_reached(method, deadline_s))
+                await _abort(context, _deadline_reached(method, deadline_s or 0.0))
             await _abort(context, _unforeseen(error, method))
         except asyncio.CancelledError as error:
             await _abort_stray(context, error, method)
@@ -89,12 +58,10 @@ def _unary(call: _Unary, method: str, deadline_s: float) -> _Unary:
     return answer
 
 
-def _stream(call: _Stream, method: str) -> _Stream:
+def _stream(call: Behaviour, method: str) -> Behaviour:
     async def answer(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
-        responses = call(request, context)
         try:
-            # Closing the inner generator here, not whenever it is collected, is what detaches a stream in time.
-            async with aclosing(responses):  # type: ignore[type-var]  # every servicer of ours is a generator
+            async with aclosing(call(request, context)) as responses:
                 async for response in responses:
                     yield response
         except asyncio.CancelledError as error:
@@ -117,7 +84,7 @@ def _deadline_reached(method: str, deadline_s: float) -> Failure:
 
 def _unforeseen(error: Exception, method: str) -> Exception:
     """A refusal as it is; else log what happened and let the caller know that something did."""
-    if failure_of(error) is None:
+    if failure_of(error) is None and not isinstance(error, grpc.aio.AbortError):
         _log.error("%s failed", method, exc_info=error)
     return error
 

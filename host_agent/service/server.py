@@ -38,16 +38,29 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fpu_core.trace import CoreTracer
-from host_agent.service.address import AddressError, TcpAddress, UnixAddress, parse_address, prepare_socket
+from host_agent.service.access.layer import AccessLayer
+from host_agent.service.access.principal import local_principal
+from host_agent.service.address import (
+    AddressError,
+    TcpAddress,
+    UnixAddress,
+    only_its_own_mode,
+    parse_address,
+    prepare_socket,
+)
 from host_agent.service.agent import HostAgent
 from host_agent.service.clock import Clock
+from host_agent.service.credentials import LiveCredentials
 from host_agent.service.drain import Drain
 from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
+from host_agent.service.layers import Layer
+from host_agent.service.limit_layer import LimitLayer
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
 from host_agent.service.migration_service import MigrationService
+from host_agent.service.options import ServerOptions
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
 from host_agent.service.unbuilt import UnbuiltInterceptor
@@ -85,22 +98,32 @@ class HostServer:
         config: HostConfig,
         address: str,
         *,
+        options: ServerOptions | None = None,
         allow_insecure_tcp: bool = False,
         clock: Clock | None = None,
         tracer: CoreTracer | None = None,
-        reflect: bool = True,
         call_deadline_s: float = CALL_DEADLINE_S,
         bookmark_interval_s: float = BOOKMARK_INTERVAL_S,
     ) -> None:
-        """Read the address; nothing is opened yet. Raises ``AddressError``.
+        """Read the address and the certificates; nothing is opened yet. Raises ``AddressError``, ``CredentialsError``.
 
-        ``call_deadline_s`` is the deadline of a unary call that comes without one; ``bookmark_interval_s`` is how long
-        a watcher goes without news; ``reflect`` offers gRPC reflection; ``tracer`` hears every hardware operation.
+        ``options`` is who may talk to the host, and how much; ``call_deadline_s`` is the deadline of a unary call that
+        comes without one; ``bookmark_interval_s`` is how long a watcher goes without news; ``tracer`` hears every
+        hardware operation.
         """
-        self._listen = parse_address(address, allow_insecure_tcp=allow_insecure_tcp)
+        self._options = options or ServerOptions()
+        self._listen = parse_address(
+            address,
+            allow_insecure_tcp=allow_insecure_tcp,
+            tls=self._options.tls is not None,
+            socket_mode=self._options.socket_mode,
+            socket_group=self._options.socket_group,
+        )
+        secure = isinstance(self._listen, TcpAddress) and self._listen.secure
+        self.credentials = LiveCredentials(self._options.tls) if secure and self._options.tls is not None else None
         self.agent = HostAgent(config, clock=clock, tracer=tracer)
+        self.limits = LimitLayer(self._options.peer_limits, self.agent.clock)
         self.address = self._listen.target
-        self._reflect = reflect
         self._call_deadline_s = call_deadline_s
         self._bookmark_interval_s = bookmark_interval_s
         self._server: grpc.aio.Server | None = None
@@ -118,8 +141,7 @@ class HostServer:
         assert self._server is None, "a server starts once"
         if isinstance(self._listen, UnixAddress):
             prepare_socket(self._listen)
-        interceptors = (ErrorInterceptor(self._call_deadline_s), UnbuiltInterceptor())
-        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        server = grpc.aio.server(interceptors=self._layers(), options=_OPTIONS)
         await self._add_services(server)
         try:
             self._bind(server)
@@ -128,9 +150,16 @@ class HostServer:
             raise
         await server.start()
         self._server = server
-        if isinstance(self._listen, UnixAddress):
-            self._listen.path.chmod(0o600)
         _log.info("serving on %s", self.address)
+
+    def _layers(self) -> tuple[Layer, ...]:
+        """In the order of ``layers.py``, outermost first."""
+        return (
+            ErrorInterceptor(self._call_deadline_s),
+            AccessLayer(self.agent.state, local_principal(self._options.socket_identity)),
+            self.limits,
+            UnbuiltInterceptor(),
+        )
 
     async def _add_services(self, server: grpc.aio.Server) -> None:
         agent = self.agent
@@ -148,7 +177,7 @@ class HostServer:
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)
         watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_pb2_grpc.WatchServiceServicer(), server)
         await self._add_health(healths, server)
-        if self._reflect:
+        if self._options.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
 
@@ -164,11 +193,21 @@ class HostServer:
 
     def _bind(self, server: grpc.aio.Server) -> None:
         try:
-            port = server.add_insecure_port(self._listen.target)
+            port = self._bound(server)
         except RuntimeError as error:
             raise AddressError(f"{self._listen.target}: {error}") from error
         if isinstance(self._listen, TcpAddress):
-            self.address = TcpAddress(self._listen.host, port).target
+            self.address = TcpAddress(self._listen.host, port, secure=self._listen.secure).target
+
+    def _bound(self, server: grpc.aio.Server) -> int:
+        match self._listen:
+            case UnixAddress() as address:
+                with only_its_own_mode(address):
+                    return server.add_insecure_port(address.target)
+            case TcpAddress() as address if self.credentials is not None:
+                return server.add_secure_port(address.target, self.credentials.server)
+            case TcpAddress() as address:
+                return server.add_insecure_port(address.target)
 
     @property
     def port(self) -> int:

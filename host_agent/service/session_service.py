@@ -9,11 +9,12 @@ from contextlib import aclosing
 from fpstate.v1 import session_pb2, session_pb2_grpc
 
 from host_agent.commands import CloseSession, KeepAlive, OpenSession
+from host_agent.service.access.principal import current_principal
 from host_agent.service.agent import HostAgent
 from host_agent.service.attach_stream import AttachStream, out_of_order
 from host_agent.service.batches import seq_marks, submit_batch, submit_until_final
 from host_agent.service.errors import Failure, field_invalid
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.limits import CREDITS_MAX, LEASE_MIN_NS
 from host_agent.service.translate.batch import batch_from_proto
 from host_agent.service.translate.fields import (
@@ -137,6 +138,7 @@ def _open_session(request: session_pb2.OpenSessionRequest) -> OpenSession:
     lease_ns = duration_ns("lease", request.lease)
     return OpenSession(
         client_name=text("client_name", request.client_name, longest=128),
+        principal=current_principal.get().id,
         vcpus=tuple(vcpu_name(f"vcpus[{nr}]", name) for nr, name in enumerate(request.vcpus)),
         explicit=request.run_mode == session_pb2.RUN_MODE_EXPLICIT,
         lease_ns=max(lease_ns, LEASE_MIN_NS) if lease_ns else 0,

@@ -20,7 +20,7 @@ from host_agent.commands import (
 )
 from host_agent.errors import kvm_errno
 from host_agent.service.agent import HostAgent
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.paging import page
 from host_agent.service.translate.fields import header, request_id, task_name, vm_name
 from host_agent.service.translate.outcome import growth_to_proto

@@ -7,14 +7,13 @@ ErrorInfo.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from fpstate.v1 import migration_pb2, watch_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 
 from host_agent.service.errors import unimplemented
-from host_agent.service.interceptor import Continuation, Handler
+from host_agent.service.layers import Behaviour, Layer, Method
 
 
 def _every_method(service: ServiceDescriptor, capability: str, *, built: tuple[str, ...] = ()) -> dict[str, str]:
@@ -29,36 +28,21 @@ UNBUILT: Final[dict[str, str]] = {
 }
 
 
-class UnbuiltInterceptor(grpc.aio.ServerInterceptor):
+class UnbuiltInterceptor(Layer):
     """Answers the calls of ``UNBUILT`` before any servicer sees them."""
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        """Return the servicer's handler, or one of the same kind that refuses."""
-        handler = await continuation(handler_call_details)
-        capability = UNBUILT.get(handler_call_details.method)
-        if handler is None or capability is None:
-            return handler
-        return _refusing(handler, handler_call_details.method, capability)
+    def wrap(self, behaviour: Behaviour, method: Method) -> Behaviour:
+        """The servicer's behaviour, or one of the same kind that refuses."""
+        capability = UNBUILT.get(method.path)
+        return behaviour if capability is None else _refusing(method, capability)
 
 
-def _refusing(handler: Handler, method: str, capability: str) -> Handler:
+def _refusing(method: Method, capability: str) -> Behaviour:
     async def unary(_request: object, _context: object) -> object:
-        raise unimplemented(method, capability)
+        raise unimplemented(method.path, capability)
 
     async def stream(_request: object, _context: object) -> AsyncIterator[object]:
-        raise unimplemented(method, capability)
+        raise unimplemented(method.path, capability)
         yield  # type: ignore[unreachable]  # what makes it a stream
 
-    kinds: dict[tuple[bool, bool], tuple[Any, Any]] = {
-        (False, False): (grpc.unary_unary_rpc_method_handler, unary),
-        (False, True): (grpc.unary_stream_rpc_method_handler, stream),
-        (True, False): (grpc.stream_unary_rpc_method_handler, unary),
-        (True, True): (grpc.stream_stream_rpc_method_handler, stream),
-    }
-    make, refuse = kinds[handler.request_streaming, handler.response_streaming]
-    made: Handler = make(
-        refuse, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
-    )
-    return made
+    return stream if method.responses else unary

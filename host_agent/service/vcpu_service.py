@@ -12,7 +12,7 @@ from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.paging import page
 from host_agent.service.translate.fields import enum_name, header, request_id, task_id_in, vcpu_name, vm_name
 from host_agent.service.translate.outcome import growth_to_proto

@@ -10,7 +10,7 @@ from fpu_core.permission import get_permitted, get_supported, guest_perm_locked
 from host_agent.commands import DeleteVm, RequestPermission, ResetVm
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, field_invalid
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.paging import page
 from host_agent.service.translate.fields import enum_name, header, request_id, vcpu_name, vm_name
 from host_agent.service.translate.vm import (

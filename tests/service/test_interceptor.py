@@ -14,7 +14,8 @@ from fpstate.v1 import host_pb2, host_pb2_grpc
 
 from fpu_core.errors import CoreBug
 from host_agent.service.errors import Failure
-from host_agent.service.interceptor import Context, ErrorInterceptor
+from host_agent.service.interceptor import ErrorInterceptor
+from host_agent.service.layers import Context
 from tests.service.world import TIMEOUT_S, error_info
 
 

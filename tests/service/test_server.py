@@ -42,13 +42,20 @@ def test_plaintext_tcp_has_to_be_asked_for(address: str) -> None:
     assert parse_address(address, allow_insecure_tcp=True).target == address
 
 
-@pytest.mark.parametrize(
-    "address", ["0.0.0.0:7443", "10.0.0.1:0", "[::]:0", "example.org:1", "127.0.0.1:70000", "x", ""]
-)
-def test_nothing_but_loopback_is_ever_listened_on(address: str) -> None:
-    """Not even with the flag."""
-    with pytest.raises(AddressError, match="expected unix:PATH"):
+@pytest.mark.parametrize("address", ["0.0.0.0:7443", "10.0.0.1:0", "[::]:0", "example.org:1"])
+def test_beyond_loopback_there_is_mutual_tls_or_nothing(address: str) -> None:
+    """Not even with the flag; the refusal says what is missing."""
+    with pytest.raises(AddressError, match="--tls-cert, --tls-key, --tls-ca"):
         parse_address(address, allow_insecure_tcp=True)
+    assert parse_address(address, tls=True).target == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:70000", "x", "", "a b:1", "[::1:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    """With and without TLS."""
+    for tls in (False, True):
+        with pytest.raises(AddressError, match="expected unix:PATH"):
+            parse_address(address, allow_insecure_tcp=True, tls=tls)
 
 
 def test_a_path_that_no_socket_can_have_is_refused() -> None:

@@ -63,6 +63,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The host does not have a capability that the client requires.
     Code: FAILED_PRECONDITION. Metadata: capability (comma-separated if several).
     """
+    ERROR_REASON_PRINCIPAL_UNKNOWN: _ErrorReason.ValueType  # 8
+    """The client's certificate names no role that this host knows (one URI SAN, `spiffe://TRUST-DOMAIN/ROLE/NAME`).
+    Code: UNAUTHENTICATED. Metadata: expected.
+    """
+    ERROR_REASON_ROLE_NOT_ALLOWED: _ErrorReason.ValueType  # 9
+    """The caller's role does not have this call.
+    Code: PERMISSION_DENIED. Metadata: method, role, principal.
+    """
+    ERROR_REASON_NOT_OWNER: _ErrorReason.ValueType  # 10
+    """The caller's role has this call for its own VMs and sessions alone, and the request names another's, or none.
+    Code: PERMISSION_DENIED. Metadata: method, principal, resource (name; empty where none was named).
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 11
+    """The caller has used up its rate of calls.
+    Code: RESOURCE_EXHAUSTED, with RetryInfo (when the next call is admitted). Metadata: principal, callsPerSecond.
+    """
     ERROR_REASON_VM_NOT_FOUND: _ErrorReason.ValueType  # 20
     """There is no such VM.
     Code: NOT_FOUND. Metadata: vm (name).
@@ -313,6 +329,22 @@ Code: UNIMPLEMENTED. Metadata: method, capability.
 ERROR_REASON_CAPABILITY_MISSING: ErrorReason.ValueType  # 7
 """The host does not have a capability that the client requires.
 Code: FAILED_PRECONDITION. Metadata: capability (comma-separated if several).
+"""
+ERROR_REASON_PRINCIPAL_UNKNOWN: ErrorReason.ValueType  # 8
+"""The client's certificate names no role that this host knows (one URI SAN, `spiffe://TRUST-DOMAIN/ROLE/NAME`).
+Code: UNAUTHENTICATED. Metadata: expected.
+"""
+ERROR_REASON_ROLE_NOT_ALLOWED: ErrorReason.ValueType  # 9
+"""The caller's role does not have this call.
+Code: PERMISSION_DENIED. Metadata: method, role, principal.
+"""
+ERROR_REASON_NOT_OWNER: ErrorReason.ValueType  # 10
+"""The caller's role has this call for its own VMs and sessions alone, and the request names another's, or none.
+Code: PERMISSION_DENIED. Metadata: method, principal, resource (name; empty where none was named).
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 11
+"""The caller has used up its rate of calls.
+Code: RESOURCE_EXHAUSTED, with RetryInfo (when the next call is admitted). Metadata: principal, callsPerSecond.
 """
 ERROR_REASON_VM_NOT_FOUND: ErrorReason.ValueType  # 20
 """There is no such VM.
