@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TextIO, cast
@@ -11,6 +13,10 @@ import typer
 
 from fpstated import __version__
 from fpstated.certs_command import certs
+from fpstated.config.command import settings_command
+from fpstated.config.show import print_config
+from fpstated.config.sources import Settings, read_settings
+from fpstated.config.tables import CONTROLLER, HOST, TABLES
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -46,7 +52,7 @@ def _main(
 
 def _need_host_extra(command: str) -> None:
     """A host needs more than the base install; say so in words instead of a traceback."""
-    missing = [name for name in ("grpc_health", "grpc_reflection") if find_spec(name) is None]
+    missing = [name for name in ("grpc_channelz", "grpc_health", "grpc_reflection") if find_spec(name) is None]
     if missing:
         print(
             f"fpstated {command}: this install is a guest's; a host needs: pip install 'fpstated[host]'",
@@ -55,103 +61,46 @@ def _need_host_extra(command: str) -> None:
         raise typer.Exit(2)
 
 
-@app.command()
-def host(
-    listen: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="unix:PATH, or HOST:PORT on loopback with --insecure-tcp.")
-    ] = "",
-    insecure_tcp: Annotated[
-        bool, typer.Option("--insecure-tcp", help="Allow plaintext TCP, on loopback addresses only.")
-    ] = False,
-    name: Annotated[str, typer.Option(help="The host's name, as every reply carries it.")] = "host",
-    profile: Annotated[
-        str, typer.Option(help="Processor of VMs that name none: a built-in one, 'native', or @FILE in cpuid -r form.")
-    ] = "sapphire-rapids",
-    kernel_rules: Annotated[str, typer.Option(help="Kernel of VMs that name none: 6.18 or 6.12.")] = "6.18",
-    cpus: Annotated[int, typer.Option(min=1, max=1024, help="Modelled CPUs of each kind of processor.")] = 4,
-    byte_limit: Annotated[int | None, typer.Option(min=0, help="Bytes that all containers may take together.")] = None,
-    exit_deadline: Annotated[
-        float, typer.Option(min=0.001, help="Seconds a controller has before the default action, PAUSE.")
-    ] = 30.0,
-    faults: Annotated[bool, typer.Option("--faults", help="Let fault points be armed over the wire.")] = False,
-    check_invariants: Annotated[
-        bool, typer.Option("--check-invariants", help="Check every invariant after every command.")
-    ] = False,
-    record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every command to a new FILE; `fpstated replay` reads it.")
-    ] = None,
-    timeline: Annotated[
-        bool, typer.Option("--timeline", help="Write lane H as JSON lines to standard output.")
-    ] = False,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that streams have to end when the host stops.")] = 5.0,
-) -> None:
-    """Run a host agent: the process that owns the FPU core."""
+def _host(flags: dict[str, object], config: Path | None, show: bool) -> None:
     _need_host_extra("host")
     from fpstated.address import default_address
     from fpstated.host_command import run_host
-    from fpstated.host_config import ConfigError, host_config
+    from fpstated.host_config import host_run
 
+    with _complaints("host"):
+        settings = read_settings(HOST, flags, config=config, others=TABLES)
+        run = host_run(settings, default_address())
+    raise typer.Exit(_shown(settings) if show else run_host(run))
+
+
+def _controller(flags: dict[str, object], config: Path | None, show: bool) -> None:
+    from fpstated.controller_command import controller_run, run
+
+    with _complaints("controller"):
+        settings = read_settings(CONTROLLER, flags, config=config, others=TABLES)
+        parsed = controller_run(settings, _default_address())
+    raise typer.Exit(_shown(settings) if show else run(parsed))
+
+
+app.command("host")(settings_command(HOST, _host, "Run a host agent: the process that owns the FPU core."))
+app.command("controller")(
+    settings_command(CONTROLLER, _controller, "Run a controller: it decides what happens after an allocation failure.")
+)
+
+
+@contextmanager
+def _complaints(command: str) -> Iterator[None]:
+    """A setting that cannot be right is one line on standard error, and status 2."""
     try:
-        config = host_config(
-            name=name,
-            profile=profile,
-            kernel_rules=kernel_rules,
-            cpus=cpus,
-            byte_limit=byte_limit,
-            exit_deadline_s=exit_deadline,
-            faults=faults,
-            check_invariants=check_invariants,
-        )
-    except ConfigError as error:
-        print(f"fpstated host: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    raise typer.Exit(
-        run_host(
-            config,
-            listen or default_address(),
-            insecure_tcp=insecure_tcp,
-            record=record,
-            timeline=timeline,
-            grace_s=grace,
-        )
-    )
-
-
-@app.command()
-def controller(
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The host: unix:PATH or HOST:PORT.")] = "",
-    scope: Annotated[str, typer.Option(metavar="VM", help="vms/NAME, or nothing for the whole host.")] = "",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[vms/NAME=]POLICY",
-            help="retry, retry-after:base=0.1,factor=2,tries=5,then=pause, inject-gp, pause, kill-vcpu, kill-vm; "
-            "for one VM or for all. May be given several times. Default: by cause.",
-        ),
-    ] = None,
-    name: Annotated[str, typer.Option(help="The controller's name, as decisions carry it.")] = "controller",
-    seed: Annotated[int, typer.Option(help="What jitter is drawn from.")] = 0,
-    lease: Annotated[
-        float, typer.Option(min=0, help="Seconds the control lease is wished for; 0: the host's own.")
-    ] = 0.0,
-    timeline: Annotated[bool, typer.Option("--timeline", help="Write JSON lines to standard output.")] = False,
-) -> None:
-    """Run a controller: it decides what happens after an allocation failure."""
-    from fpstated.console import HumanLines
-    from vmm_controller.config import ControllerConfig
-    from vmm_controller.policy import parse_policies
-    from vmm_controller.run import run_controller
-
-    try:
-        config = ControllerConfig(
-            name=name, scope=scope, lease_s=lease, policies=parse_policies(policy or ()), seed=seed
-        )
-        out = None if timeline else cast("TextIO", HumanLines())
-        status = run_controller(host or _default_address(), config, out=out)
+        yield
     except ValueError as error:
-        print(f"fpstated controller: {error}", file=sys.stderr)
+        print(f"fpstated {command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(status)
+
+
+def _shown(settings: Settings) -> int:
+    print(print_config(settings), end="")
+    return 0
 
 
 @app.command()
@@ -175,15 +124,26 @@ def guest(
     ] = False,
     lease: Annotated[float | None, typer.Option(min=0.1, help="Seconds the session's lease is wished for.")] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a host that is not there yet.")] = 10.0,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM file: the guest's certificate, with --tls-key and --tls-ca."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM file: its key.")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM file: the CA of the host's certificate.")
+    ] = None,
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Write lane G as JSON lines to standard output.")
     ] = False,
 ) -> None:
     """Run one guest against a host: VM, permission and vCPU are made, the guest runs to its end."""
     from fpstated.console import HumanLines
+    from fpstated.link.tls import client_tls
     from guest_agent.kvm import GrowthOrder
     from guest_agent.run import GuestKind, GuestOptions, run_guest
 
+    with _complaints("guest"):
+        tls = client_tls(tls_cert, tls_key, tls_ca)
     options = GuestOptions(
         host=host or _default_address(),
         vm=vm,
@@ -199,6 +159,7 @@ def guest(
         lease_s=lease,
         wait_s=wait,
         timeline=True,
+        tls=tls,
     )
     raise typer.Exit(run_guest(options, None if timeline else cast("TextIO", HumanLines())))
 

@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TextIO
 
+from fpstated.host_config import HostRun
+from fpstated.link.spans import start_export
+from fpstated.logs import set_up_logging
+from fpstated.sd_notify import sd_notify, watchdog_s
 from fpstated.timeline import TimelineLine
 from host_agent import commands
 from host_agent.log import config_line, record_line
 from host_agent.service.address import AddressError
+from host_agent.service.credentials import CredentialsError
 from host_agent.service.server import HostServer
-from host_agent.state import HostConfig
 from host_agent.timeline import HostLine, HostTimeline
 
 
-def run_host(
-    config: HostConfig,
-    listen: str,
-    *,
-    insecure_tcp: bool = False,
-    record: Path | None = None,
-    timeline: bool = False,
-    grace_s: float = 5.0,
-) -> int:
-    """Serve until SIGTERM or SIGINT, then drain for at most ``grace_s``. Returns the exit status.
-
-    ``record`` receives every command as a line; ``timeline`` writes lane H as JSON lines to standard output, after a
-    first line ``{"ready": ADDRESS}``.
-    """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+def run_host(run: HostRun) -> int:
+    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status."""
+    set_up_logging(run.log_format, run.log_level)
     try:
-        return asyncio.run(_serve(config, listen, insecure_tcp, record, timeline=timeline, grace_s=grace_s))
-    except (AddressError, OSError) as error:
+        if run.trace_export != "none":
+            start_export(run.trace_export, service="fpstated-host")
+        return asyncio.run(_serve(run))
+    except ImportError as error:
+        print(f"fpstated host: --trace-export needs: pip install 'fpstated[otel]' ({error})", file=sys.stderr)
+        return 2
+    except (AddressError, CredentialsError, OSError) as error:
         print(f"fpstated host: {error}", file=sys.stderr)
         return 1
 
 
-async def _serve(
-    config: HostConfig, listen: str, insecure_tcp: bool, record: Path | None, *, timeline: bool, grace_s: float
-) -> int:
-    server = HostServer(config, listen, allow_insecure_tcp=insecure_tcp)
-    log = record.open("x", encoding="utf-8") if record is not None else None
+async def _serve(run: HostRun) -> int:
+    server = HostServer(run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp)
+    log = run.record.open("x", encoding="utf-8") if run.record is not None else None
     try:
-        observer = _observe(server, log, timeline=timeline)
+        observer = _observe(server, log, timeline=run.timeline)
         await server.start()
-        _say_ready(server.address, timeline=timeline)
+        _say_ready(server, timeline=run.timeline)
+        watchdog = asyncio.create_task(_watchdog(), name="watchdog")
         await _until_signal()
-        await server.drain_and_stop(grace_s)
+        sd_notify("STOPPING=1")
+        await server.drain_and_stop(run.grace_s)
+        watchdog.cancel()
         del observer
     finally:
         if log is not None:
             log.close()
     return 0
+
+
+async def _watchdog() -> None:
+    """Tell the service manager that the loop turns, as often as it wants to hear it, until the process ends."""
+    interval_s = watchdog_s()
+    while interval_s is not None:
+        sd_notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)
 
 
 def _observe(server: HostServer, log: TextIO | None, *, timeline: bool) -> HostTimeline | None:
@@ -88,11 +92,17 @@ def _print_line(line: HostLine) -> None:
         print(TimelineLine(time.monotonic_ns(), "H", line.vcpu, line.text, line.tone).to_json(), flush=True)
 
 
-def _say_ready(address: str, *, timeline: bool) -> None:
+def _say_ready(server: HostServer, *, timeline: bool) -> None:
+    sd_notify(f"READY=1\nSTATUS=serving on {server.address}")
     if timeline:
-        print(json.dumps({"ready": address}), flush=True)
-    else:
-        print(f"fpstated host: listening on {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(json.dumps({"ready": server.address}), flush=True)
+        return
+    said = f"listening on {server.address}"
+    if server.metrics_address:
+        said += f", metrics on http://{server.metrics_address}/metrics"
+    if server.admin_address:
+        said += f", channelz on {server.admin_address}"
+    print(f"fpstated host: {said}; Ctrl-C ends it", file=sys.stderr, flush=True)
 
 
 async def _until_signal() -> None:

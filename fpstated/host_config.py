@@ -1,52 +1,110 @@
-"""From the words of the command line to a HostConfig, with errors that name the option."""
+"""From the settings of `fpstated host` to what the host is started with, with errors that name the setting."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from fpstated.config.sources import ConfigError, Settings
+from fpstated.link.tls import client_tls
 from fpstated.native_cpuid import NoCpuidError, native_profile
 from fpu_core.cpuid import builtin_profile_names, format_cpuid_dump, parse_cpuid_dump
 from fpu_core.errors import FieldError
 from fpu_core.rules import KERNEL_RULES
+from host_agent.service.access.principal import IdentityError, local_principal
+from host_agent.service.credentials import TlsFiles
+from host_agent.service.limit_layer import PeerLimits
+from host_agent.service.options import ServerOptions
 from host_agent.state import NS_PER_S, HostConfig
 
 
-class ConfigError(ValueError):
-    """An option that cannot be right; the text names it and what would have been accepted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRun:
+    """One run of a host as a process: what it is, where it listens, and what is written about it."""
+
+    config: HostConfig
+    options: ServerOptions
+    listen: str
+    insecure_tcp: bool = False
+    #: Receives every command as a line.
+    record: Path | None = None
+    #: Lane H as JSON lines on standard output, after a first line ``{"ready": ADDRESS}``.
+    timeline: bool = False
+    #: Seconds that streams have to end when the host stops.
+    grace_s: float = 5.0
+    log_format: str = "text"
+    log_level: str = "warning"
+    trace_export: str = "none"
 
 
-def host_config(
-    *,
-    name: str,
-    profile: str,
-    kernel_rules: str,
-    cpus: int,
-    byte_limit: int | None,
-    exit_deadline_s: float,
-    faults: bool,
-    check_invariants: bool,
-) -> HostConfig:
-    """Check the options and make the configuration; the boot id is drawn from the system."""
+def host_run(settings: Settings, default_address: str) -> HostRun:
+    """Check what the settings mean together. Raises ``ConfigError``."""
+    return HostRun(
+        config=host_config(settings),
+        options=server_options(settings),
+        listen=settings["listen"] or default_address,
+        insecure_tcp=settings["insecure-tcp"],
+        record=settings["record"],
+        timeline=settings["timeline"],
+        grace_s=settings["grace"],
+        log_format=settings["log-format"],
+        log_level=settings["log-level"],
+        trace_export=settings["trace-export"],
+    )
+
+
+def host_config(settings: Settings) -> HostConfig:
+    """Make the machine's configuration; the boot id is drawn from the system. Raises ``ConfigError``."""
+    kernel_rules = settings["kernel-rules"]
     if kernel_rules not in KERNEL_RULES:
-        raise ConfigError(f"--kernel-rules: expected one of {', '.join(KERNEL_RULES)}, got {kernel_rules!r}")
-    default_profile, dump = _processor(profile)
+        raise settings.wrong("kernel-rules", f"one of {', '.join(KERNEL_RULES)}")
+    default_profile, dump = _processor(settings)
     return HostConfig(
-        host=name,
+        host=settings["name"],
         boot_id=os.urandom(8).hex(),
         default_profile=default_profile,
         default_cpuid_dump=dump,
         default_kernel_rules=kernel_rules,
-        cpus=cpus,
-        byte_limit=byte_limit,
-        exit_deadline_ns=round(exit_deadline_s * NS_PER_S),
-        faults=faults,
-        check_invariants=check_invariants,
+        cpus=settings["cpus"],
+        byte_limit=settings["byte-limit"],
+        exit_deadline_ns=round(settings["exit-deadline"] * NS_PER_S),
+        faults=settings["faults"],
+        check_invariants=settings["check-invariants"],
     )
 
 
-def _processor(profile: str) -> tuple[str, str]:
+def server_options(settings: Settings) -> ServerOptions:
+    """Make the server's. Raises ``ConfigError``."""
+    try:
+        local_principal(settings["socket-identity"])
+    except IdentityError as error:
+        raise settings.wrong("socket-identity", str(error).removeprefix("expected ").partition(", got")[0]) from error
+    try:
+        tls = client_tls(settings["tls-cert"], settings["tls-key"], settings["tls-ca"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return ServerOptions(
+        tls=None if tls is None else TlsFiles(tls.cert, tls.key, tls.ca),
+        socket_mode=settings["socket-mode"],
+        socket_group=settings["socket-group"],
+        socket_identity=settings["socket-identity"],
+        peer_limits=PeerLimits(
+            calls_max=settings["calls-per-principal"],
+            streams_max=settings["streams-per-principal"],
+            calls_per_s=settings["calls-per-second"],
+            burst=settings["calls-burst"],
+        ),
+        reflection=settings["reflection"],
+        metrics=settings["metrics"],
+        metrics_anywhere=settings["metrics-anywhere"],
+        admin=settings["admin"],
+    )
+
+
+def _processor(settings: Settings) -> tuple[str, str]:
     """Return (built-in name, dump), one of them empty."""
+    profile = settings["profile"]
     try:
         if profile == "native":
             return "", format_cpuid_dump(native_profile())
@@ -55,8 +113,7 @@ def _processor(profile: str) -> tuple[str, str]:
             parse_cpuid_dump(text, name=profile)
             return "", text
     except (OSError, UnicodeDecodeError, NoCpuidError, FieldError) as error:
-        raise ConfigError(f"--profile {profile}: {error}") from error
+        raise settings.wrong("profile", f"a processor that can be read ({error})") from error
     if profile not in builtin_profile_names():
-        names = ", ".join(builtin_profile_names())
-        raise ConfigError(f"--profile: expected {names}, native or @FILE, got {profile!r}")
+        raise settings.wrong("profile", f"{', '.join(builtin_profile_names())}, native or @FILE")
     return profile, ""

@@ -78,6 +78,8 @@ class Allocator:
     """vzalloc() and vfree() for containers."""
 
     should_fail: FaultHook = no_faults
+    #: Of every account, those that are gone included.
+    failures: int = 0
     host: Account = field(default_factory=lambda: Account("host"))
 
     def vzalloc(self, point: str, account: Account, image_bytes: int, header_bytes: int) -> bytearray | AllocFailure:
@@ -87,12 +89,12 @@ class Allocator:
         """
         size_bytes = image_bytes + header_bytes
         if self.should_fail(point, account.name, size_bytes) is not Errno.OK:
-            account.failures += 1
+            self._failed(account)
             return AllocFailure(AllocFailureCause.NO_MEMORY, size_bytes, account.name)
         line: Account | None = account
         while line is not None:
             if line.refuses(size_bytes):
-                account.failures += 1
+                self._failed(account)
                 return AllocFailure(AllocFailureCause.QUOTA, size_bytes, line.name)
             line = line.parent
         regs = bytearray(image_bytes)
@@ -106,6 +108,10 @@ class Allocator:
             core_assert(line.used_bytes >= size_bytes, f"account {line.name} frees more than it took")
             line.used_bytes -= size_bytes
             line = line.parent
+
+    def _failed(self, account: Account) -> None:
+        account.failures += 1
+        self.failures += 1
 
     @staticmethod
     def _charge(account: Account, size_bytes: int) -> None:

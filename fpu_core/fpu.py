@@ -28,6 +28,18 @@ KVM_XSAVE_BYTES: Final = 4096
 
 
 @dataclass(slots=True)
+class CoreCounts:
+    """How often things happened since the start. ``growths`` is by outcome: grown, no_memory, quota, no_permission."""
+
+    swaps: int = 0
+    growths: dict[str, int] = field(default_factory=dict)
+
+    def grew(self, outcome: str) -> None:
+        """A container was to grow, and this came of it."""
+        self.growths[outcome] = self.growths.get(outcome, 0) + 1
+
+
+@dataclass(slots=True)
 class FpuHost:
     """What the kernel has once: configuration, allocator, observer, and where the kernel may be preempted."""
 
@@ -42,6 +54,8 @@ class FpuHost:
     jiffies: int = 0
     #: The boot option of that name: alternate signal stacks must fit what is permitted even without dynamic features.
     strict_sigaltstack_size: bool = False
+    #: For metrics: nothing depends on it, and no digest holds it.
+    counts: CoreCounts = field(default_factory=CoreCounts)
 
     def __post_init__(self) -> None:
         self.init_fpstate = task_fpstate(self.config)

@@ -123,6 +123,7 @@ def _grow(fpu: Fpu, guest: FpuGuest | None, perm: StatePerm, xfeatures: int) -> 
     if perm.state_perm & xfeatures != xfeatures:
         known = (old.xfeatures | xfeatures) & host.config.kernel.max_features
         needed = host.config.kernel_size(known) + FPSTATE_HEADER_BYTES
+        host.counts.grew("no_permission")
         return ReallocFailed(Errno.EPERM, None, xfeatures, needed)
     point = POINT_REALLOC_ALLOC if guest is not None else POINT_TASK_REALLOC_ALLOC
     # The size is that of everything permitted, not of the request: reading it without the lock is harmless so.
@@ -130,9 +131,11 @@ def _grow(fpu: Fpu, guest: FpuGuest | None, perm: StatePerm, xfeatures: int) -> 
     if isinstance(regs, AllocFailure):
         if host.tracer is not None:
             host.tracer.vzalloc(regs.size_bytes, None)
+        host.counts.grew(regs.cause.name.lower())
         return ReallocFailed(Errno.ENOMEM, regs.cause, xfeatures, regs.size_bytes)
     new = _describe(old, regs, perm, xfeatures)
     fpstate_init_layout(new, host.config)
+    host.counts.grew("grown")
     if host.tracer is not None:
         host.tracer.vzalloc(new.allocated_bytes, new)
     host.preempt_point("realloc: allocated, not yet locked")

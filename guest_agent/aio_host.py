@@ -28,6 +28,7 @@ from fpstate.v1 import (
 )
 
 from fpstated.link.tls import ClientTls
+from fpstated.link.trace import trace_metadata
 from guest_agent import request
 from guest_agent.channel import connect_async
 from guest_agent.error import host_error
@@ -255,6 +256,6 @@ class AsyncHost:
 
     async def _call(self, call: grpc.aio.UnaryUnaryMultiCallable[Request, Reply], message: Request) -> Reply:
         try:
-            return await call(message, timeout=self._timeout_s)
+            return await call(message, timeout=self._timeout_s, metadata=trace_metadata())
         except grpc.RpcError as error:
             raise host_error(error) from error

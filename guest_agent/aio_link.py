@@ -11,6 +11,7 @@ import grpc
 from fpstate.v1 import session_pb2
 from fpstate.v1.session_pb2_grpc import GuestSessionServiceStub
 
+from fpstated.link.trace import trace_metadata
 from guest_agent.attachment import Attachment
 from guest_agent.channel import connect_async
 from guest_agent.error import HostError, host_error
@@ -72,7 +73,7 @@ class AsyncLink:
         key = self.key
         request = session_pb2.WaitOutcomeRequest(session=key.name, epoch=key.epoch, vcpu=vcpu, seq=seq)
         try:
-            response = await self._stub.WaitOutcome(request, timeout=CALL_TIMEOUT_S)
+            response = await self._stub.WaitOutcome(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
         except grpc.RpcError:
             return None
         return outcome_from_proto(response.outcome)
@@ -83,7 +84,7 @@ class AsyncLink:
             session=self.key.name, epoch=self.key.epoch, request_id=str(uuid.uuid4())
         )
         with suppress(grpc.RpcError):
-            await self._stub.CloseSession(request, timeout=CLOSE_TIMEOUT_S)
+            await self._stub.CloseSession(request, timeout=CLOSE_TIMEOUT_S, metadata=trace_metadata())
         if self._owns_channel:
             await self._channel.close()
 
@@ -169,7 +170,8 @@ async def open_on(channel: grpc.aio.Channel, spec: SessionSpec) -> Opened:
         HostError: the host refused, or was not reached.
     """
     try:
-        response = await GuestSessionServiceStub(channel).OpenSession(spec.to_proto(), timeout=CALL_TIMEOUT_S)
+        stub = GuestSessionServiceStub(channel)
+        response = await stub.OpenSession(spec.to_proto(), timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
     except grpc.RpcError as error:
         raise host_error(error) from error
     return opened_from_proto(response)

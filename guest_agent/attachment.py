@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fpstate.v1 import session_pb2
 
+from fpstated.link.trace import trace_metadata
 from guest_agent.opening import SessionKey
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Attachment:
         Raises:
             grpc.aio.AioRpcError: the stream ended with a status other than OK.
         """
-        call = self._stub.Attach(self._requests())
+        call = self._stub.Attach(self._requests(), metadata=trace_metadata())
         try:
             async for response in call:
                 yield response

@@ -15,6 +15,7 @@ from typing import Self
 import grpc
 from fpstate.v1 import session_pb2 as pb
 
+from fpstated.link.trace import trace_metadata
 from guest_agent.error import host_error
 from guest_agent.outcome import Directive
 from guest_agent.recovery import Remedy, remedy
@@ -76,7 +77,7 @@ class DirectiveListener:
         with self._lock:
             if self._closed.is_set():
                 return
-            call = self._session.stub.Attach(_until_none(outgoing))
+            call = self._session.stub.Attach(_until_none(outgoing), metadata=trace_metadata())
             self._call = call
         try:
             for response in call:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import grpc
 from fpstate.v1 import session_pb2 as pb
 
+from fpstated.link.trace import in_one_trace, trace_metadata
 from guest_agent.call import BlockingCalls
 from guest_agent.error import EventRejected, HostError
 from guest_agent.event import GuestEvent, Init
@@ -71,12 +72,13 @@ class VcpuPort(Instructions[InstructionOutcome]):
             ValueError: a number does not fit the wire. Nothing was sent.
         """
         event_to_proto(self.name, 1, event)  # a number that does not fit is found before one is taken
-        with self._submitting:
-            self._require_free(event)
-            seq = self._ledger.take(event)
-            self._step(seq, event, None)
-            outcome = self._send(seq, event)
-        return self._finish(seq, event, outcome)
+        with in_one_trace():
+            with self._submitting:
+                self._require_free(event)
+                seq = self._ledger.take(event)
+                self._step(seq, event, None)
+                outcome = self._send(seq, event)
+            return self._finish(seq, event, outcome)
 
     def wait_pending(self) -> InstructionOutcome:
         """Block until the pending event has its final outcome: one of an earlier session, or one that was interrupted.
@@ -134,7 +136,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
 
         def start(key: SessionKey) -> grpc.Future[pb.SubmitEventsResponse]:
             request = pb.SubmitEventsRequest(session=key.name, epoch=key.epoch, batch=batch, wait=pb.WAIT_MODE_ACCEPTED)
-            return self._session.stub.SubmitEvents.future(request, timeout=SUBMIT_TIMEOUT_S)
+            return self._session.stub.SubmitEvents.future(request, timeout=SUBMIT_TIMEOUT_S, metadata=trace_metadata())
 
         try:
             answer = self._calls.until_answered(start).outcomes
@@ -181,7 +183,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
 
         def start(key: SessionKey) -> grpc.Future[pb.WaitOutcomeResponse]:
             request = pb.WaitOutcomeRequest(session=key.name, epoch=key.epoch, vcpu=self.name, seq=seq)
-            return self._session.stub.WaitOutcome.future(request, timeout=WAIT_TIMEOUT_S)
+            return self._session.stub.WaitOutcome.future(request, timeout=WAIT_TIMEOUT_S, metadata=trace_metadata())
 
         try:
             return outcome_from_proto(self._calls.until_answered(start).outcome)

@@ -20,6 +20,7 @@ import grpc
 from fpstate.v1 import session_pb2 as pb
 from fpstate.v1.session_pb2_grpc import GuestSessionServiceStub
 
+from fpstated.link.trace import trace_metadata
 from guest_agent.channel import connect
 from guest_agent.error import HostError, host_error
 from guest_agent.opening import Opened, RunMode, SessionKey, SessionSpec, opened_from_proto
@@ -133,7 +134,7 @@ class Session:
             port.interrupt()
         request = pb.CloseSessionRequest(session=self.key.name, epoch=self.key.epoch, request_id=str(uuid.uuid4()))
         try:
-            self.stub.CloseSession(request, timeout=min(CALL_TIMEOUT_S, 2.0))
+            self.stub.CloseSession(request, timeout=min(CALL_TIMEOUT_S, 2.0), metadata=trace_metadata())
         except grpc.RpcError:
             pass
         finally:
@@ -159,7 +160,9 @@ class Session:
 
     def _open(self) -> Opened:
         try:
-            return opened_from_proto(self.stub.OpenSession(self._spec.to_proto(), timeout=CALL_TIMEOUT_S))
+            request = self._spec.to_proto()
+            reply = self.stub.OpenSession(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
+            return opened_from_proto(reply)
         except grpc.RpcError as error:
             raise host_error(error) from error
 
@@ -174,7 +177,8 @@ class Session:
         """Renew once. True also where renewing makes no sense any more: the ports' own calls will say why."""
         key = self.key
         try:
-            self.stub.KeepAlive(pb.KeepAliveRequest(session=key.name, epoch=key.epoch), timeout=CALL_TIMEOUT_S)
+            request = pb.KeepAliveRequest(session=key.name, epoch=key.epoch)
+            self.stub.KeepAlive(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
         except grpc.RpcError as error:
             return self._recovered(host_error(error), key)
         except ValueError:  # the channel was closed under the call

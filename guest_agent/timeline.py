@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fpstated.link.trace import current_trace
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, XFEATURE_NAMES, format_mask
 from guest_agent.event import (
     Enter,
@@ -90,7 +91,9 @@ class GuestTimeline:
         self._say_at(time.monotonic_ns(), text, tone, fields)
 
     def _say_at(self, t_ns: int, text: str, tone: str, fields: Mapping[str, object]) -> None:
-        self._on_line(GuestLine(t_ns, self._vcpu, text, tone, fields))
+        trace = current_trace.get()
+        named = fields if trace is None else {**fields, "trace_id": trace.trace_id}
+        self._on_line(GuestLine(t_ns, self._vcpu, text, tone, named))
 
     def _tile(self, tile: Tile, step: PortStep) -> None:
         """Hold a tile instruction back until it is known whether it simply happens; its line has the time it began."""

@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fpstated.config.show import settings_tables
 from host_agent.service.access.matrix import matrix_table
+from host_agent.service.metrics import metrics_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _SECTION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<!-- end -->\n)", re.DOTALL)
@@ -23,6 +25,8 @@ _SECTION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<
 #: What makes each table, by its name.
 TABLES: dict[str, Callable[[], str]] = {
     "access-matrix": matrix_table,
+    "metrics": metrics_table,
+    "settings": settings_tables,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fpstate.v1 import exit_pb2 as pb
 from fpstate.v1 import exit_pb2_grpc as pb_grpc
 
+from fpstated.link.trace import trace_metadata
 from vmm_controller.config import ControllerConfig
 from vmm_controller.error import CallError, typed_errors
 from vmm_controller.exit_proto import duration_of, seconds_of
@@ -62,7 +63,7 @@ class Control:
             scope=config.scope, controller_name=config.name, lease=duration_of(config.lease_s)
         )
         with typed_errors():
-            reply = await self._stub.AcquireControl(request, timeout=config.call_timeout_s)
+            reply = await self._stub.AcquireControl(request, timeout=config.call_timeout_s, metadata=trace_metadata())
         self.name, self.epoch, self.boot_id = reply.control, reply.epoch, reply.header.boot_id
         self._start_lease(seconds_of(reply.lease))
         self._tell(
@@ -89,7 +90,9 @@ class Control:
         while True:
             try:
                 with typed_errors():
-                    reply = await self._stub.RenewControl(request, timeout=self._config.call_timeout_s)
+                    reply = await self._stub.RenewControl(
+                        request, timeout=self._config.call_timeout_s, metadata=trace_metadata()
+                    )
             except CallError as error:
                 if not error.transient:
                     raise
@@ -106,7 +109,7 @@ class Control:
         request = pb.ReleaseControlRequest(control=self.name, epoch=self.epoch)
         try:
             with typed_errors():
-                await self._stub.ReleaseControl(request, timeout=_RELEASE_TIMEOUT_S)
+                await self._stub.ReleaseControl(request, timeout=_RELEASE_TIMEOUT_S, metadata=trace_metadata())
             self._tell(control_event("released", self._config.scope, control=self.name, epoch=self.epoch))
         except CallError as error:
             self._tell(control_event("not-released", self._config.scope, control=self.name, reason=str(error)))

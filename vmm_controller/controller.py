@@ -22,6 +22,7 @@ import grpc.aio
 from fpstate.v1 import exit_pb2 as pb
 from fpstate.v1 import exit_pb2_grpc as pb_grpc
 
+from fpstated.link.trace import TraceContext, event_trace_of, in_one_trace, trace_metadata
 from vmm_controller.config import ControllerConfig
 from vmm_controller.control import Control
 from vmm_controller.desk import ExitDesk, Key, key_of
@@ -201,13 +202,15 @@ class Controller:
         if decision is None:
             return
         self._tell(decision_event(view, decision))
-        try:
-            after = await self._resolve(view, decision)
-        except CallError as error:
-            await self._refused(view, decision, error)
-        else:
-            self._tell(result_event(after))
-            self._see(after)
+        with in_one_trace() as trace:
+            try:
+                after, event_trace = await self._resolve(view, decision)
+            except CallError as error:
+                await self._refused(view, decision, error)
+            else:
+                event_trace_id = event_trace.trace_id if event_trace is not None else ""
+                self._tell(result_event(after, trace_id=trace.trace_id, event_trace_id=event_trace_id))
+                self._see(after)
 
     def _choose(self, view: ExitView) -> Decision | None:
         try:
@@ -219,8 +222,11 @@ class Controller:
             self._tell(left_event(view, "the policy has no decision"))
         return decision
 
-    async def _resolve(self, view: ExitView, decision: Decision) -> ExitView:
-        """Send the decision until the host has answered; the same request each time."""
+    async def _resolve(self, view: ExitView, decision: Decision) -> tuple[ExitView, TraceContext | None]:
+        """Send the decision until the host has answered; the same request each time.
+
+        Returns the exit after it, and the trace of the guest's event that led to it, where the host knows that.
+        """
         request = pb.ResolveExitRequest(
             name=view.name,
             generation=view.generation,
@@ -234,8 +240,11 @@ class Controller:
         while True:
             try:
                 with typed_errors():
-                    reply = await self._stub.ResolveExit(request, timeout=self._config.call_timeout_s)
-                return exit_from_proto(reply.exit)
+                    call = self._stub.ResolveExit(
+                        request, timeout=self._config.call_timeout_s, metadata=trace_metadata()
+                    )
+                    reply = await call
+                return exit_from_proto(reply.exit), event_trace_of(await call.trailing_metadata())
             except CallError as error:
                 if not error.transient:
                     raise

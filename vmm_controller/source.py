@@ -9,6 +9,7 @@ from typing import Final
 from fpstate.v1 import exit_pb2 as pb
 from fpstate.v1 import exit_pb2_grpc as pb_grpc
 
+from fpstated.link.trace import trace_metadata
 from vmm_controller.error import typed_errors
 from vmm_controller.exit_proto import exit_from_proto
 from vmm_controller.policy import ExitView
@@ -50,18 +51,20 @@ class ExitSource:
     async def _page(self, token: str) -> pb.ListExitsResponse:
         request = pb.ListExitsRequest(vm=self._scope, states=_UNRESOLVED, page_token=token)
         with typed_errors():
-            return await self._stub.ListExits(request, timeout=self._timeout_s)
+            return await self._stub.ListExits(request, timeout=self._timeout_s, metadata=trace_metadata())
 
     async def get(self, name: str) -> ExitView:
         """Return one exit as it is. Raises CallError."""
         with typed_errors():
-            reply = await self._stub.GetExit(pb.GetExitRequest(name=name), timeout=self._timeout_s)
+            request = pb.GetExitRequest(name=name)
+            reply = await self._stub.GetExit(request, timeout=self._timeout_s, metadata=trace_metadata())
         return exit_from_proto(reply.exit)
 
     async def boot_id(self) -> str:
         """Return which start of the host this is. Raises CallError."""
         with typed_errors():
-            reply = await self._stub.ListExits(pb.ListExitsRequest(page_size=1), timeout=self._timeout_s)
+            request = pb.ListExitsRequest(page_size=1)
+            reply = await self._stub.ListExits(request, timeout=self._timeout_s, metadata=trace_metadata())
         return reply.header.boot_id
 
     async def changes(self, *, from_revision: int) -> AsyncGenerator[ExitView, None]:
@@ -69,7 +72,8 @@ class ExitSource:
 
         Raises CallError when the stream breaks.
         """
-        call = self._stub.WatchExits(pb.WatchExitsRequest(vm=self._scope, from_revision=from_revision))
+        request = pb.WatchExitsRequest(vm=self._scope, from_revision=from_revision)
+        call = self._stub.WatchExits(request, metadata=trace_metadata())
         try:
             with typed_errors():
                 async for message in call:

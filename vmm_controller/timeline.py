@@ -55,9 +55,10 @@ def decision_event(view: ExitView, decision: Decision) -> Event:
     return {"event": "decision", **_which(view), "decision": decision.kind.name, **dataclasses.asdict(decision)}
 
 
-def result_event(view: ExitView) -> Event:
-    """What a decision came to: the exit after it."""
-    return {"event": "result", **_which(view), "state": view.state.name, **_outcome(view)}
+def result_event(view: ExitView, *, trace_id: str = "", event_trace_id: str = "") -> Event:
+    """What a decision came to: the exit after it. The traces are the decision's, and that of the guest's event."""
+    traces = {"trace_id": trace_id, "event_trace_id": event_trace_id}
+    return {"event": "result", **_which(view), "state": view.state.name, **_outcome(view), **traces}
 
 
 def refused_event(view: ExitView, decision: Decision, error: CallError) -> Event:

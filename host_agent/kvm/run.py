@@ -35,6 +35,7 @@ def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> AllocFailure | None:
     failure = vcpu.vm.policy.swap_in(fpu, vcpu.guest)
     if failure is not None:
         return failure
+    fpu.host.counts.swaps += 1
     vcpu.state = state
     vcpu.fpu = fpu
     vcpu.has_run = True
@@ -52,6 +53,7 @@ def vcpu_leave(vcpu: Vcpu) -> SwapResult:
     """End KVM_RUN. Returns how a pending growth went, None where there was none."""
     fpu = _runner(vcpu)
     result = vcpu.vm.policy.swap_out(fpu, vcpu.guest)
+    fpu.host.counts.swaps += 1
     vcpu.fpu = None
     vcpu.vm.fpu_reload += 1
     vcpu.move(VcpuEvent.LEAVE)

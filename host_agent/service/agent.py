@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from fpu_core.errors import CoreBug
 from fpu_core.trace import CoreTracer
@@ -30,6 +30,13 @@ from host_agent.state import HostConfig, HostState, VcpuSide
 _log = logging.getLogger(__name__)
 
 
+class Listener(Protocol):
+    """Hears what happens and changes nothing. Nothing may come out of it: it is called where a command is answered."""
+
+    def heard(self, command: Command, effects: list[Effect]) -> None:
+        """A command was applied, or refused; this is what it made known."""
+
+
 class HostAgent:
     """One host, alive: ``machine`` is what it knows, ``clock`` is its time."""
 
@@ -39,6 +46,8 @@ class HostAgent:
         self.outcomes = OutcomeWaits()
         self.attachments = Attachments()
         self.exit_watchers = ExitWatchers()
+        #: Who hears of every command that was applied, with what it made known: metrics and the log.
+        self.listeners: list[Listener] = []
         self._timer: Timer | None = None
         self._alive_sessions = 0
 
@@ -82,6 +91,8 @@ class HostAgent:
         for effect in effects:
             self._deliver(effect)
         self._deliver_exits(effects)
+        for listener in self.listeners:
+            listener.heard(command, effects)
         self._end_sessions(opened=isinstance(command, OpenSession))
         # Everything else moves deadlines later or takes them away, which a timer that comes too early finds out.
         sets_deadline = isinstance(command, OpenSession | AcquireControl | Tick)

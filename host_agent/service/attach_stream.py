@@ -16,6 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from fpstate.v1 import event_pb2, session_pb2
 
+from fpstated.link.spans import span
+from fpstated.link.trace import current_trace
 from host_agent.commands import AckDirective, KeepAlive
 from host_agent.events import Directive, DoneOutcome, Outcome
 from host_agent.service.agent import HostAgent
@@ -110,7 +112,8 @@ class AttachStream:
 
     def _submit(self, message: event_pb2.EventBatch) -> None:
         """Apply a batch; each outcome goes to the newest attachment of its vCPU, to this stream where there is none."""
-        submit_batch(self._agent, self.session, self._epoch, batch_from_proto("batch", message), self._hand_on)
+        with span("fpstate.v1.GuestSessionService/Attach batch", current_trace.get(), server=True):
+            submit_batch(self._agent, self.session, self._epoch, batch_from_proto("batch", message), self._hand_on)
 
     def _hand_on(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:

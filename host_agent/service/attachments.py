@@ -35,6 +35,9 @@ class Attachments:
         self.empty = asyncio.Event()
         self.empty.set()
 
+    def __len__(self) -> int:
+        return len(self._streams)
+
     def attach(self, stream: Outlet, vcpus: Iterable[str]) -> None:
         """Give ``vcpus`` to ``stream``; an older stream keeps those of its others."""
         self._streams[stream] = None

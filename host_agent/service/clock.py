@@ -11,6 +11,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
@@ -46,7 +47,8 @@ class MonotonicClock:
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` from the running event loop; it may come a clock tick early, as asyncio's timers do."""
         delay_s = max(0, when_ns - self.now_ns()) / NS_PER_S
-        return asyncio.get_running_loop().call_later(delay_s, callback)
+        # In a context of its own: what falls due belongs to nobody's call, whoever's call it was that set the timer.
+        return asyncio.get_running_loop().call_later(delay_s, callback, context=Context())
 
 
 class ManualClock:

@@ -23,6 +23,11 @@ class ServerOptions:
     peer_limits: PeerLimits = field(default_factory=PeerLimits)
     #: Whether generic clients may ask for the contract (gRPC reflection).
     reflection: bool = True
+    #: Where metrics and /healthz are served over HTTP; empty for nowhere. Beyond loopback only where that is said.
+    metrics: str = ""
+    metrics_anywhere: bool = False
+    #: Where channelz is served over gRPC, a unix socket or loopback; empty for nowhere.
+    admin: str = ""
 
     def __post_init__(self) -> None:
         local_principal(self.socket_identity)

@@ -10,7 +10,7 @@ reads many whole XTILE_DATA components with one SubmitEvents raises its own limi
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -48,10 +48,12 @@ from host_agent.service.address import (
     parse_address,
     prepare_socket,
 )
+from host_agent.service.admin import AdminGrpc, AdminHttp
 from host_agent.service.agent import HostAgent
+from host_agent.service.agent_log import AgentLog
 from host_agent.service.clock import Clock
 from host_agent.service.credentials import LiveCredentials
-from host_agent.service.drain import Drain
+from host_agent.service.drain import Drain, DrainState
 from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
@@ -59,10 +61,12 @@ from host_agent.service.interceptor import ErrorInterceptor
 from host_agent.service.layers import Layer
 from host_agent.service.limit_layer import LimitLayer
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
+from host_agent.service.metrics import HostMetrics
 from host_agent.service.migration_service import MigrationService
 from host_agent.service.options import ServerOptions
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
+from host_agent.service.trace_layer import TraceLayer
 from host_agent.service.unbuilt import UnbuiltInterceptor
 from host_agent.service.vcpu_service import VcpuService
 from host_agent.service.vm_service import VmService
@@ -123,6 +127,11 @@ class HostServer:
         self.credentials = LiveCredentials(self._options.tls) if secure and self._options.tls is not None else None
         self.agent = HostAgent(config, clock=clock, tracer=tracer)
         self.limits = LimitLayer(self._options.peer_limits, self.agent.clock)
+        self.metrics = HostMetrics(self.agent, self.limits, self.credentials)
+        self.agent.listeners += [self.metrics, AgentLog(self.agent)]
+        self._admin = AsyncExitStack()
+        #: Where metrics and channelz are, once ``start`` has returned; empty for nowhere.
+        self.metrics_address = self.admin_address = ""
         self.address = self._listen.target
         self._call_deadline_s = call_deadline_s
         self._bookmark_interval_s = bookmark_interval_s
@@ -142,10 +151,12 @@ class HostServer:
         if isinstance(self._listen, UnixAddress):
             prepare_socket(self._listen)
         server = grpc.aio.server(interceptors=self._layers(), options=_OPTIONS)
-        await self._add_services(server)
+        healths = await self._add_services(server)
         try:
             self._bind(server)
+            await self._start_admin(healths)
         except AddressError:
+            await self._admin.aclose()
             await server.stop(None)
             raise
         await server.start()
@@ -155,13 +166,27 @@ class HostServer:
     def _layers(self) -> tuple[Layer, ...]:
         """In the order of ``layers.py``, outermost first."""
         return (
+            TraceLayer(),
+            self.metrics.layer,
             ErrorInterceptor(self._call_deadline_s),
             AccessLayer(self.agent.state, local_principal(self._options.socket_identity)),
             self.limits,
             UnbuiltInterceptor(),
         )
 
-    async def _add_services(self, server: grpc.aio.Server) -> None:
+    async def _start_admin(self, healths: health.aio.HealthServicer) -> None:
+        """Open the listeners for whoever runs the host."""
+        options = self._options
+        if options.metrics:
+            http = AdminHttp(self.metrics.registry, self._serves, options.metrics, anywhere=options.metrics_anywhere)
+            self.metrics_address = (await self._admin.enter_async_context(http)).address
+        if options.admin:
+            self.admin_address = (await self._admin.enter_async_context(AdminGrpc(healths, options.admin))).address
+
+    def _serves(self) -> bool:
+        return self._drain is not None and self._drain.state is DrainState.SERVING
+
+    async def _add_services(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
         agent = self.agent
         healths = health.aio.HealthServicer()
         self._drain = drain = Drain(agent, healths)
@@ -180,6 +205,7 @@ class HostServer:
         if self._options.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
+        return healths
 
     async def _add_health(self, healths: health.aio.HealthServicer, server: grpc.aio.Server) -> None:
         """Each service has its own status; those of which no call is built, or which are off, do not serve."""
@@ -238,6 +264,7 @@ class HostServer:
         if self._drain is not None:
             self._drain.cancel()
         await self._server.stop(grace_s)
+        await self._admin.aclose()
         self.agent.close()
         if isinstance(self._listen, UnixAddress):
             _unlink(self._listen.path)

@@ -155,5 +155,5 @@ def test_a_client_has_all_three_files_or_none(certificates: Certificates) -> Non
         client_tls(files.cert, files.key, None)
     with pytest.raises(ValueError, match="expected a certificate, its key and a CA"):
         ClientTls(files.key, files.cert, files.ca).credentials()
-    with pytest.raises(ValueError, match="nowhere.pem: No such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.pem: No such file"):
         ClientTls(Path("nowhere.pem"), files.key, files.ca).credentials()

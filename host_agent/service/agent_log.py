@@ -1,0 +1,86 @@
+"""What a host does, in its log: sessions, exits and their decisions, with the trace of the event that led to each.
+
+No register content: what is logged is names, numbers and reasons.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fpstated.link.trace import EVENT_TRACEPARENT, TraceContext, current_trace
+from host_agent import commands as c
+from host_agent.effects import Drained, Effect, ExitChanged, VcpusTaken
+from host_agent.exits import ExitRecord
+from host_agent.service.access.principal import current_principal
+from host_agent.service.trace_layer import current_call
+
+if TYPE_CHECKING:
+    from host_agent.service.agent import HostAgent
+
+_log = logging.getLogger("fpstated.host")
+
+
+class AgentLog:
+    """Listens to an agent. Remembers the trace of each exit until that is settled."""
+
+    def __init__(self, agent: HostAgent) -> None:
+        self._agent = agent
+        self._traces: dict[str, TraceContext] = {}
+
+    def heard(self, command: c.Command, effects: list[Effect]) -> None:
+        """Log what became known."""
+        for effect in effects:
+            match effect:
+                case VcpusTaken(session, epoch, vcpus):
+                    extra = {"session": session, "epoch": epoch, "vcpus": len(vcpus)}
+                    _log.info("session %s opened", session, extra=extra | _who())
+                case Drained():
+                    _log.info("draining: nothing new is taken", extra=_who())
+                case ExitChanged():
+                    pass  # each exit once, below
+                case _:
+                    pass
+        for name in dict.fromkeys(effect.exit for effect in effects if isinstance(effect, ExitChanged)):
+            record = self._agent.exit_record(name)
+            if record is not None:
+                self._exit(command, record)
+        if isinstance(command, c.CloseSession):
+            _log.info("session %s closed", command.session, extra={"session": command.session} | _who())
+
+    def _exit(self, command: c.Command, record: ExitRecord) -> None:
+        trace = current_trace.get()
+        if record.name not in self._traces and trace is not None and not isinstance(command, c.ResolveExit):
+            self._traces[record.name] = trace
+        event = self._traces.get(record.name)
+        decided = record.decision.name if record.decision is not None else ""
+        extra = {
+            "vm": record.vm,
+            "vcpu": record.vcpu,
+            "exit": record.name,
+            "state": record.state.name,
+            "cause": record.cause.name,
+            "attempt": record.attempt,
+            "generation": record.generation,
+            "decision": decided,
+            "decided_by": record.decided_by,
+            "result": record.result.name if record.result is not None else "",
+            "event_trace_id": event.trace_id if event is not None else "",
+        }
+        words = f"exit {record.name} {record.state.name}: {record.cause.name}, attempt {record.attempt}"
+        _log.info("%s%s", words, f", {decided} by {record.decided_by}" if decided else "", extra=extra | _who())
+        if isinstance(command, c.ResolveExit) and event is not None:
+            _tell_the_decider(event)
+        if not record.open:
+            self._traces.pop(record.name, None)
+
+
+def _who() -> dict[str, str]:
+    return {"principal": current_principal.get().id}
+
+
+def _tell_the_decider(event: TraceContext) -> None:
+    """The answer of ResolveExit says which trace the event is of, so that the controller's log can name it too."""
+    call = current_call.get()
+    if call is not None and call[0].name == "ResolveExit":
+        call[1].set_trailing_metadata(((EVENT_TRACEPARENT, event.header),))
