@@ -78,7 +78,7 @@ def read_settings(
     layers = [
         {key: Found(value, f"--{key}") for key, value in flags.items() if value is not None},
         dict(_from_environment(table, variables)),
-        dict(_from_file(table, file, [table, *others])) if file is not None else {},
+        dict(_from_file(table, file, [*others, table])) if file is not None else {},
     ]
     settings = Settings(table)
     for setting in table.settings:

@@ -75,7 +75,12 @@ METRICS: Final = (
         ("decision", "result"),
         "Exits that are over, by the last decision (NONE for none) and what it came to.",
     ),
-    Spec("fpstated_faults_armed", "gauge", (), "Faults that are armed."),
+    Spec(
+        "fpstated_faults_armed",
+        "gauge",
+        (),
+        "Faults that are armed, those included that have fired as often as they may.",
+    ),
     Spec("fpstated_draining", "gauge", (), "1 while the host takes nothing new, else 0."),
     Spec("fpstated_revision", "gauge", (), "The host's revision."),
     Spec(

@@ -153,8 +153,8 @@ class HostServer:
         server = grpc.aio.server(interceptors=self._layers(), options=_OPTIONS)
         healths = await self._add_services(server)
         try:
+            await self._start_admin(healths)  # before the socket is there: one that was bound is not given back
             self._bind(server)
-            await self._start_admin(healths)
         except AddressError:
             await self._admin.aclose()
             await server.stop(None)
