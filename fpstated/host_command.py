@@ -41,12 +41,13 @@ def run_host(run: HostRun) -> int:
 async def _serve(run: HostRun) -> int:
     server = HostServer(run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp)
     log = run.record.open("x", encoding="utf-8") if run.record is not None else None
+    stop = _on_signal()  # before anybody hears that it is ready, and may stop it
     try:
         observer = _observe(server, log, timeline=run.timeline)
         await server.start()
         _say_ready(server, timeline=run.timeline)
         watchdog = asyncio.create_task(_watchdog(), name="watchdog")
-        await _until_signal()
+        await stop.wait()
         sd_notify("STOPPING=1")
         await server.drain_and_stop(run.grace_s)
         watchdog.cancel()
@@ -105,9 +106,10 @@ def _say_ready(server: HostServer, *, timeline: bool) -> None:
     print(f"fpstated host: {said}; Ctrl-C ends it", file=sys.stderr, flush=True)
 
 
-async def _until_signal() -> None:
+def _on_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from here on."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop

@@ -45,7 +45,7 @@ def set_up_logging(log_format: str, level: str, stream: TextIO | None = None) ->
 def extras(record: logging.LogRecord) -> dict[str, object]:
     """What a record carries of ``EXTRA``, empty values apart, and the trace it belongs to."""
     found = {key: record.__dict__[key] for key in EXTRA if record.__dict__.get(key) not in (None, "")}
-    trace = current_trace.get()
+    trace = current_trace()
     return found if trace is None else {**found, "trace_id": trace.trace_id, "span_id": trace.span_id}
 
 

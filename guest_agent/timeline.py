@@ -91,7 +91,7 @@ class GuestTimeline:
         self._say_at(time.monotonic_ns(), text, tone, fields)
 
     def _say_at(self, t_ns: int, text: str, tone: str, fields: Mapping[str, object]) -> None:
-        trace = current_trace.get()
+        trace = current_trace()
         named = fields if trace is None else {**fields, "trace_id": trace.trace_id}
         self._on_line(GuestLine(t_ns, self._vcpu, text, tone, named))
 

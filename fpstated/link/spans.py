@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from fpstated.link.trace import TraceContext, current_trace, new_trace
+from fpstated.link.trace import TraceContext, new_trace, reset_trace, set_trace
 
 try:
     from opentelemetry import trace as otel
@@ -44,7 +44,7 @@ def start_export(name: str, *, service: str) -> None:
     otel.set_tracer_provider(provider)
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
     """Whether somebody has set up a provider: until then OpenTelemetry has a stand-in."""
     if otel is None:
         return False  # type: ignore[unreachable]  # only where it is not installed
@@ -54,7 +54,7 @@ def _exporting() -> bool:
 @contextmanager
 def span(name: str, parent: TraceContext | None, *, server: bool, **attributes: str | int) -> Iterator[TraceContext]:
     """Do something as a child of ``parent``, or as the start of a trace; the context is current meanwhile."""
-    if not _exporting():
+    if not exporting():
         with _current(parent.child() if parent is not None else new_trace()) as context:
             yield context
         return
@@ -85,8 +85,8 @@ def _remote(context: TraceContext) -> otel.SpanContext:
 
 @contextmanager
 def _current(context: TraceContext) -> Iterator[TraceContext]:
-    token = current_trace.set(context)
+    token = set_trace(context)
     try:
         yield context
     finally:
-        current_trace.reset(token)
+        reset_trace(token)

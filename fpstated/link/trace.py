@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
@@ -45,8 +45,28 @@ class TraceContext:
         return replace(self, span_id=os.urandom(8).hex())
 
 
-#: The trace of what this task, or this thread, does.
-current_trace: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
+#: The trace of what this task, or this thread, does; or what finds it out when somebody asks.
+_current: ContextVar[TraceContext | Callable[[], TraceContext] | None] = ContextVar("trace", default=None)
+
+
+def current_trace() -> TraceContext | None:
+    """The trace of what this task, or this thread, does."""
+    found = _current.get()
+    if found is None or isinstance(found, TraceContext):
+        return found
+    made = found()
+    _current.set(made)
+    return made
+
+
+def set_trace(trace: TraceContext | Callable[[], TraceContext] | None) -> Token[Any]:
+    """Say what trace this task is in from here on, or how to find out. ``reset_trace`` takes the token."""
+    return _current.set(trace)
+
+
+def reset_trace(token: Token[Any]) -> None:
+    """Go back to the trace before."""
+    _current.reset(token)
 
 
 def new_trace() -> TraceContext:
@@ -81,7 +101,7 @@ def event_trace_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> TraceC
 
 def trace_metadata() -> Metadata:
     """What a call is to carry: the current trace, or a new one."""
-    current = current_trace.get()
+    current = current_trace()
     context = current.child() if current is not None else new_trace()
     header = (TRACEPARENT, context.header)
     return (header, (TRACESTATE, context.state)) if context.state else (header,)
@@ -91,13 +111,13 @@ def trace_metadata() -> Metadata:
 def tracing(context: TraceContext | None = None) -> Iterator[TraceContext]:
     """Let every call of the block belong to one trace: ``context``, or a new one."""
     entered = context or new_trace()
-    token = current_trace.set(entered)
+    token = set_trace(entered)
     try:
         yield entered
     finally:
-        current_trace.reset(token)
+        reset_trace(token)
 
 
 def in_one_trace() -> AbstractContextManager[TraceContext]:
     """Let the calls of the block belong together: to the current trace, or else to a new one."""
-    return tracing(current_trace.get())
+    return tracing(current_trace())

@@ -49,7 +49,7 @@ class AgentLog:
             _log.info("session %s closed", command.session, extra={"session": command.session} | _who())
 
     def _exit(self, command: c.Command, record: ExitRecord) -> None:
-        trace = current_trace.get()
+        trace = current_trace()
         if record.name not in self._traces and trace is not None and not isinstance(command, c.ResolveExit):
             self._traces[record.name] = trace
         event = self._traces.get(record.name)

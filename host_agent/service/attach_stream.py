@@ -112,7 +112,7 @@ class AttachStream:
 
     def _submit(self, message: event_pb2.EventBatch) -> None:
         """Apply a batch; each outcome goes to the newest attachment of its vCPU, to this stream where there is none."""
-        with span("fpstate.v1.GuestSessionService/Attach batch", current_trace.get(), server=True):
+        with span("fpstate.v1.GuestSessionService/Attach batch", current_trace(), server=True):
             submit_batch(self._agent, self.session, self._epoch, batch_from_proto("batch", message), self._hand_on)
 
     def _hand_on(self, outcomes: list[Outcome]) -> None:

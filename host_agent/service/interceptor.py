@@ -30,7 +30,6 @@ class ErrorInterceptor(Layer):
     """Wraps every method. ``deadline_s`` is given to a unary call that came without one."""
 
     def __init__(self, deadline_s: float) -> None:
-        super().__init__()
         self._deadline_s = deadline_s
 
     def wrap(self, behaviour: Behaviour, method: Method) -> Behaviour:
@@ -42,12 +41,14 @@ class ErrorInterceptor(Layer):
 
 def _coroutine(call: Behaviour, method: str, deadline_s: float | None) -> Behaviour:
     async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401 -- each method has its own types
-        limit = asyncio.timeout(deadline_s if _has_no_deadline(context) else None)
+        limit: asyncio.Timeout | None = None
         try:
-            async with limit:
+            if deadline_s is None or not _has_no_deadline(context):
+                return await call(request, context)
+            async with asyncio.timeout(deadline_s) as limit:
                 return await call(request, context)
         except TimeoutError as error:
-            if limit.expired():
+            if limit is not None and limit.expired():
                 await _abort(context, _deadline_reached(method, deadline_s or 0.0))
             await _abort(context, _unforeseen(error, method))
         except asyncio.CancelledError as error:

@@ -6,8 +6,6 @@ left is refused at once, before its request costs anything, and hears when the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -77,24 +75,23 @@ class LimitLayer(Layer):
     """Refuses what is too much of one principal: LIMIT_REACHED, RATE_LIMITED."""
 
     def __init__(self, limits: PeerLimits, clock: Clock) -> None:
-        super().__init__()
         self._limits = limits
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
 
-    @contextmanager
-    def around(self, method: Method, request: Any, context: Context) -> Iterator[Any]:  # noqa: ANN401
-        """Count the call while it is served."""
+    def enter(self, method: Method, request: Any, context: Context) -> tuple[Any, _Peer]:  # noqa: ANN401
+        """Admit the call, and count it."""
         principal = current_principal.get().id
         peer = self._peer(principal)
         if peer.bucket is not None:
             self._admit(principal, peer.bucket)
         self._check_room(principal, peer, streams=method.is_stream)
         peer.under_way[method.is_stream] += 1
-        try:
-            yield request
-        finally:
-            peer.under_way[method.is_stream] -= 1
+        return request, peer
+
+    def leave(self, method: Method, context: Context, kept: _Peer, *, cancelled: bool) -> None:
+        """It is over."""
+        kept.under_way[method.is_stream] -= 1
 
     def under_way(self, *, streams: bool) -> int:
         """How many calls, or streams, all principals have under way."""

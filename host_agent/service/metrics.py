@@ -6,16 +6,16 @@ Names of gRPC's own are those of the grpc-ecosystem convention.
 
 from __future__ import annotations
 
-import asyncio
+import bisect
+import itertools
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from host_agent import commands as c
@@ -91,6 +91,10 @@ METRICS: Final = (
     ),
 )
 _SPECS: Final = {spec.name: spec for spec in METRICS}
+
+
+#: Upper bounds in seconds, from a tenth of a millisecond on; prometheus_client's own begin at five.
+_BOUNDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class HostMetrics(Collector):
@@ -172,41 +176,58 @@ class HostMetrics(Collector):
             yield _value("fpstated_certificate_loads_total", self._credentials.loads)
 
 
-class MetricsLayer(Layer):
-    """Counts every call with the code that its caller gets."""
+class MetricsLayer(Layer, Collector):
+    """Counts every call with the code that its caller gets. On one loop, so that plain numbers do."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
-        self._started = _counter("grpc_server_started_total", registry)
-        self._handled = _counter("grpc_server_handled_total", registry)
+        self._calls: dict[str, _Calls] = {}
+        registry.register(self)
+
+    def enter(self, method: Method, request: Any, context: Context) -> tuple[Any, tuple[_Calls, float]]:  # noqa: ANN401
+        """Count the beginning."""
+        calls = self._calls.get(method.path)
+        if calls is None:
+            calls = self._calls[method.path] = _Calls((method.kind, method.service, method.name))
+        calls.started += 1
+        return request, (calls, time.perf_counter())
+
+    def leave(self, method: Method, context: Context, kept: tuple[_Calls, float], *, cancelled: bool) -> None:
+        """Count the end."""
+        calls, begin_s = kept
+        calls.ended("CANCELLED" if cancelled else _code(context), time.perf_counter() - begin_s)
+
+    def collect(self) -> Iterable[Metric]:
+        """What was counted."""
+        started, handled = _family("grpc_server_started_total"), _family("grpc_server_handled_total")
         spec = _SPECS["grpc_server_handling_seconds"]
-        self._seconds = Histogram(spec.name, spec.help, spec.labels, registry=registry)
-        self._children: dict[str, tuple[tuple[str, str, str], Counter, Histogram]] = {}
+        seconds = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+        for calls in self._calls.values():
+            started.add_metric(calls.labels, calls.started)
+            for code, number in calls.codes.items():
+                handled.add_metric((*calls.labels, code), number)
+            seconds.add_metric(calls.labels, calls.buckets(), calls.seconds)
+        yield from (started, handled, seconds)
 
-    @contextmanager
-    def around(self, method: Method, request: Any, context: Context) -> Iterator[Any]:  # noqa: ANN401
-        """Count the beginning, then the end."""
-        labels, started, seconds = self._of(method)
-        started.inc()
-        begin_s = time.perf_counter()
-        cancelled = False
-        try:
-            yield request
-        except (asyncio.CancelledError, GeneratorExit):
-            cancelled = True
-            raise
-        finally:
-            seconds.observe(time.perf_counter() - begin_s)
-            self._handled.labels(*labels, "CANCELLED" if cancelled else _code(context)).inc()
 
-    def _of(self, method: Method) -> tuple[tuple[str, str, str], Counter, Histogram]:
-        """What labels() gives, looked up once per method."""
-        known = self._children.get(method.path)
-        if known is None:
-            labels = (method.kind, method.service, method.name)
-            known = (labels, self._started.labels(*labels), self._seconds.labels(*labels))
-            self._children[method.path] = known
-        return known
+@dataclass(slots=True)
+class _Calls:
+    """The calls of one method: ``within`` counts by the first of ``_BOUNDS`` that was not passed."""
+
+    labels: tuple[str, str, str]
+    started: int = 0
+    seconds: float = 0.0
+    codes: dict[str, int] = field(default_factory=dict)
+    within: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+
+    def ended(self, code: str, seconds: float) -> None:
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.seconds += seconds
+        self.within[bisect.bisect_left(_BOUNDS, seconds)] += 1
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus has them: each holds those before it."""
+        bounds = [*map(str, _BOUNDS), "+Inf"]
+        return list(zip(bounds, itertools.accumulate(self.within), strict=True))
 
 
 def _code(context: Context) -> str:
@@ -223,6 +244,11 @@ _CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 def _counter(name: str, registry: CollectorRegistry) -> Counter:
     spec = _SPECS[name]
     return Counter(spec.name, spec.help, spec.labels, registry=registry)
+
+
+def _family(name: str) -> CounterMetricFamily:
+    spec = _SPECS[name]
+    return CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
 
 
 def _value(name: str, value: float) -> Metric:

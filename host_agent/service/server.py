@@ -58,7 +58,7 @@ from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import Layer
+from host_agent.service.layers import LayerStack
 from host_agent.service.limit_layer import LimitLayer
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
 from host_agent.service.metrics import HostMetrics
@@ -91,6 +91,8 @@ _OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # Who connects and says nothing does not hold a connection for gRPC's two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -150,7 +152,7 @@ class HostServer:
         assert self._server is None, "a server starts once"
         if isinstance(self._listen, UnixAddress):
             prepare_socket(self._listen)
-        server = grpc.aio.server(interceptors=self._layers(), options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[self._layers()], options=_OPTIONS)
         healths = await self._add_services(server)
         try:
             await self._start_admin(healths)  # before the socket is there: one that was bound is not given back
@@ -163,13 +165,14 @@ class HostServer:
         self._server = server
         _log.info("serving on %s", self.address)
 
-    def _layers(self) -> tuple[Layer, ...]:
+    def _layers(self) -> LayerStack:
         """In the order of ``layers.py``, outermost first."""
-        return (
+        local = local_principal(self._options.socket_identity)
+        return LayerStack(
             TraceLayer(),
             self.metrics.layer,
             ErrorInterceptor(self._call_deadline_s),
-            AccessLayer(self.agent.state, local_principal(self._options.socket_identity)),
+            AccessLayer(self.agent.state, None if self.credentials is not None else local),
             self.limits,
             UnbuiltInterceptor(),
         )

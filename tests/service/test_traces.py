@@ -97,7 +97,7 @@ def test_a_trace_is_handed_on() -> None:
     assert (handed.trace_id, handed.sampled, handed.state) == (TRACE.trace_id, False, "vendor=1")
     assert handed.span_id != TRACE.span_id
     assert trace_of(trace_metadata()) != trace_of(trace_metadata())
-    assert current_trace.get() is None
+    assert current_trace() is None
     with in_one_trace() as outer, in_one_trace() as inner:
         assert inner == outer
     assert trace_of((("traceparent", b"bytes"), ("x", "y"))) is None
@@ -289,8 +289,8 @@ async def test_without_the_packages_the_context_is_handed_on(monkeypatch: pytest
     """As on the base install."""
     monkeypatch.setattr(spans, "otel", None)
     with spans.span("x", TRACE, server=True) as context:
-        assert (context.trace_id, current_trace.get()) == (TRACE.trace_id, context)
-    assert current_trace.get() is None
+        assert (context.trace_id, current_trace()) == (TRACE.trace_id, context)
+    assert current_trace() is None
 
 
 def test_a_host_that_exports_says_what_it_lacks(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -17,21 +16,18 @@ from host_agent.state import HostState
 
 #: Where gRPC puts a certificate's URI SANs. Source: grpc/include/grpc/grpc_security_constants.h.
 _PEER_URI: Final = "peer_uri"
-_TRANSPORT: Final = "transport_security_type"
 
 
 class AccessLayer(Layer):
-    """Refuses what the matrix does not give. ``local`` is who the peers without a certificate are."""
+    """Refuses what the matrix does not give. ``local`` is who everybody is; None where their certificates say."""
 
-    def __init__(self, state: HostState, local: Principal) -> None:
-        super().__init__()
+    def __init__(self, state: HostState, local: Principal | None) -> None:
         self._state = state
         self._local = local
 
-    @contextmanager
-    def around(self, method: Method, request: Any, context: Context) -> Iterator[Any]:  # noqa: ANN401
-        """Know the principal while the call is served."""
-        principal = self._principal(context)
+    def enter(self, method: Method, request: Any, context: Context) -> tuple[Any, Any]:  # noqa: ANN401
+        """Know the principal, and that it has the call."""
+        principal = self._local or _principal(context)
         given = grant(method.path, principal.role)
         if given is Grant.NO:
             text = f"the role {principal.role.value} does not have {method.path}"
@@ -41,19 +37,7 @@ class AccessLayer(Layer):
         if given is Grant.OWN:
             request = self._own(method, principal, request)
         current_principal.set(principal)
-        yield request
-
-    def _principal(self, context: Context) -> Principal:
-        auth: Mapping[str, Iterable[bytes]] = context.auth_context()
-        if b"ssl" not in auth.get(_TRANSPORT, ()):
-            return self._local
-        uris = [uri.decode(errors="replace") for uri in auth.get(_PEER_URI, ())]
-        try:
-            (uri,) = uris
-            return principal_of(uri)
-        except ValueError as error:
-            text = str(error) if isinstance(error, IdentityError) else f"expected one URI SAN, got {len(uris)}"
-            raise Failure.because("PRINCIPAL_UNKNOWN", f"the certificate: {text}", expected=EXPECTED) from error
+        return request, None
 
     def _own(self, method: Method, principal: Principal, request: Any) -> Any:  # noqa: ANN401
         """Check a request now, and the messages of a stream as they are read."""
@@ -72,3 +56,15 @@ class AccessLayer(Layer):
                 check_own(self._state, principal, method.path, message)
             first = False
             yield message
+
+
+def _principal(context: Context) -> Principal:
+    """Who the peer's certificate says it is."""
+    auth: Mapping[str, Iterable[bytes]] = context.auth_context()
+    uris = [uri.decode(errors="replace") for uri in auth.get(_PEER_URI, ())]
+    try:
+        (uri,) = uris
+        return principal_of(uri)
+    except ValueError as error:
+        text = str(error) if isinstance(error, IdentityError) else f"expected one URI SAN, got {len(uris)}"
+        raise Failure.because("PRINCIPAL_UNKNOWN", f"the certificate: {text}", expected=EXPECTED) from error
