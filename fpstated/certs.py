@@ -91,14 +91,16 @@ def issue(
 
 def describe(folder: Path) -> list[str]:
     """One line per certificate of the folder: file, identity, names, until when. No key is opened."""
+    if not folder.is_dir():
+        raise CertsError(f"{folder}: expected a folder")
     lines = []
     for path in sorted(folder.glob("*.pem")):
         try:
             cert = x509.load_pem_x509_certificate(path.read_bytes())
         except (OSError, ValueError) as error:
             raise CertsError(f"{path}: no certificate: {error}") from error
-        sans = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uri = ", ".join(sans.get_values_for_type(x509.UniformResourceIdentifier))
+        sans = _sans(cert)
+        uri = ", ".join(sans.get_values_for_type(x509.UniformResourceIdentifier)) or "no identity"
         others = [*sans.get_values_for_type(x509.DNSName), *map(str, sans.get_values_for_type(x509.IPAddress))]
         names = f" for {', '.join(others)}" if others else ""
         days = (cert.not_valid_after_utc - _now()).days
@@ -135,9 +137,17 @@ def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
 
 
 def _trust_domain(ca: x509.Certificate) -> str:
-    sans = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    (uri,) = sans.get_values_for_type(x509.UniformResourceIdentifier)
-    return uri.removeprefix("spiffe://")
+    uris = _sans(ca).get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1 or not uris[0].startswith("spiffe://"):
+        raise CertsError("ca.pem: expected one URI SAN, spiffe://TRUST-DOMAIN: it is no CA of ours")
+    return uris[0].removeprefix("spiffe://")
+
+
+def _sans(cert: x509.Certificate) -> x509.SubjectAlternativeName:
+    try:
+        return cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectAlternativeName([])
 
 
 def _builder(

@@ -14,6 +14,7 @@ from fpstated.config.show import print_config
 from fpstated.config.sources import ConfigError, Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.host_config import host_run
+from host_agent.service.options import ServerOptions
 
 TABLE = Table(
     "host",
@@ -232,6 +233,12 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], complaint: str
     done = run(*arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert complaint in done.stderr
+
+
+def test_the_defaults_of_the_command_are_those_of_the_server(tmp_path: Path) -> None:
+    """Said twice, and the same: what docs/security.md says of a share is true of both."""
+    settings = read_settings(HOST, {}, environment={}, config=_empty(tmp_path))
+    assert host_run(settings, "unix:/x").options == ServerOptions()
 
 
 def test_the_tables_have_the_sections_of_the_file() -> None:

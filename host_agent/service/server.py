@@ -91,6 +91,9 @@ _OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # A client whose machine is gone says nothing and does not read: its streams end within these, not in two hours.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Who connects and says nothing does not hold a connection for gRPC's two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -139,6 +141,20 @@ def test_what_cannot_be_issued_is_named(
     with pytest.raises(CertsError, match=complaint):
         issue(certificates.folder, identity, **options)  # type: ignore[arg-type]
     assert sorted(certificates.folder.iterdir()) == before
+
+
+def test_a_certificate_of_somebody_else_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    """Without an identity; and a CA that is none of ours signs nothing."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    files = ["-keyout", str(tmp_path / "ca.key"), "-out", str(tmp_path / "ca.pem"), "-subj", "/CN=x", "-days", "30"]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not here to make a certificate that is not ours")
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    assert describe(tmp_path)[0].startswith("ca.pem: no identity, until ")
+    with pytest.raises(CertsError, match="no CA of ours"):
+        issue(tmp_path, "guest/a")
+    with pytest.raises(CertsError, match="expected a folder"):
+        describe(tmp_path / "nowhere")
 
 
 def test_without_a_ca_nothing_is_issued(tmp_path: Path) -> None:

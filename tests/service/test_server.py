@@ -24,9 +24,10 @@ from google.protobuf import descriptor_pool, duration_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from guest_agent.channel import CHANNEL_OPTIONS
 from host_agent.capabilities import capabilities
 from host_agent.service.address import AddressError, UnixAddress, parse_address, prepare_socket
-from host_agent.service.server import SERVICES, HostServer, serve
+from host_agent.service.server import _OPTIONS, SERVICES, HostServer, serve
 from host_agent.service.unbuilt import UNBUILT
 from host_agent.state import HostConfig
 from tests.service.world import TIMEOUT_S, World, error_info, read, read_outcomes
@@ -224,6 +225,12 @@ def _own_methods(service: str) -> dict[str, bool]:
     except ModuleNotFoundError:
         return dict.fromkeys((method.name for method in descriptor.methods), False)
     return {method.name: method.name in vars(cls) for method in descriptor.methods}
+
+
+def test_a_client_of_ours_pings_no_faster_than_a_host_permits() -> None:
+    """A server hangs up on a client that does, with too_many_pings. Source: grpc/doc/keepalive.md."""
+    permitted_ms = dict(_OPTIONS)["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert dict(CHANNEL_OPTIONS)["grpc.keepalive_time_ms"] > permitted_ms
 
 
 # -- how it goes away --------------------------------------------------------------------------------------------------
