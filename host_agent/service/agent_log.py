@@ -27,12 +27,14 @@ class AgentLog:
     def __init__(self, agent: HostAgent) -> None:
         self._agent = agent
         self._traces: dict[str, TraceContext] = {}
+        self._sessions = set(agent.state.sessions)
 
     def heard(self, command: c.Command, effects: list[Effect]) -> None:
         """Log what became known."""
         for effect in effects:
             match effect:
                 case VcpusTaken(session, epoch, vcpus):
+                    self._sessions.add(session)
                     extra = {"session": session, "epoch": epoch, "vcpus": len(vcpus)}
                     _log.info("session %s opened", session, extra=extra | _who())
                 case Drained():
@@ -45,8 +47,16 @@ class AgentLog:
             record = self._agent.exit_record(name)
             if record is not None:
                 self._exit(command, record)
-        if isinstance(command, c.CloseSession):
-            _log.info("session %s closed", command.session, extra={"session": command.session} | _who())
+        if len(self._agent.state.sessions) < len(self._sessions):
+            self._ended_sessions()
+
+    def _ended_sessions(self) -> None:
+        """Closed by its agent, or by the end of its lease."""
+        state = self._agent.state
+        for session in sorted(self._sessions - state.sessions.keys()):
+            self._sessions.discard(session)
+            word = "expired" if state.ended_sessions.get(session) else "closed"
+            _log.info("session %s %s", session, word, extra={"session": session} | _who())
 
     def _exit(self, command: c.Command, record: ExitRecord) -> None:
         trace = current_trace()

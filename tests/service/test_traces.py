@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fpstate.v1 import event_pb2, host_pb2
+from fpstate.v1 import event_pb2, host_pb2, session_pb2
 from opentelemetry import trace as otel
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -33,8 +33,9 @@ from fpstated.link.trace import (
 )
 from fpstated.logs import set_up_logging
 from fpstated.testing_host import async_host, host_on_a_thread
+from fpu_core.errors import CoreBug
 from guest_agent.aio import open_async_session
-from guest_agent.event import RegisterRead, RegisterWrite, Xsetbv
+from guest_agent.event import RegisterRead, RegisterWrite, Xsave, XsaveInsn, Xsetbv
 from guest_agent.port import VcpuPort
 from host_agent.state import HostConfig
 from tests.service.world import XCR0_AMX, World, read, read_outcomes
@@ -196,10 +197,30 @@ async def test_what_a_timer_brings_belongs_to_no_call(log: io.StringIO) -> None:
     assert "trace_id" not in paused
 
 
+@pytest.mark.asyncio
+async def test_the_end_of_a_session_is_logged(world: World, log: io.StringIO) -> None:
+    """Closed, or expired with its lease; a session that goes on is not."""
+    lives = await world.guest(f"{await world.vm('a')}/vcpus/0", lease_s=3600)
+    closed = await world.guest(f"{await world.vm('b')}/vcpus/0", lease_s=3600)
+    expired = await world.guest(f"{await world.vm('c')}/vcpus/0", lease_s=5)
+    await world.sessions.CloseSession(session_pb2.CloseSessionRequest(session=closed.session, epoch=closed.epoch))
+    world.clock.advance(6)
+    ended = {line["session"]: line["message"] for line in lines(log) if not line["message"].endswith("opened")}
+    assert ended == {
+        closed.session: f"session {closed.session} closed",
+        expired.session: f"session {expired.session} expired",
+    }
+    assert lives.session in world.server.agent.state.sessions
+
+
 # -- what is not in a log ----------------------------------------------------------------------------------------------
 
 
-def test_no_register_content_is_logged(log: io.StringIO) -> None:
+def _break_down(*_given: object, **_more: object) -> None:
+    raise CoreBug("this cannot be")
+
+
+def test_no_register_content_is_logged(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written, read back, refused and met by a bug: the bytes are in no line, however they might be written."""
     with host_on_a_thread(HostConfig(faults=True, check_invariants=True)) as host:
         port = host.vcpu()
@@ -211,6 +232,10 @@ def test_no_register_content_is_logged(log: io.StringIO) -> None:
             port.submit(RegisterWrite(feature=18, offset=8190, data=PATTERN * 4))
         with contextlib.suppress(Exception):
             port.submit(RegisterWrite(feature=9, offset=0, data=PATTERN * 40))
+        port.submit(Xsave(insn=XsaveInsn.XRSTOR, rfbm=0x602E7, memory=PATTERN * 1024))
+        monkeypatch.setattr("host_agent.kvm.intercept.write_register", _break_down)
+        with contextlib.suppress(Exception):
+            port.submit(RegisterWrite(feature=18, offset=0, data=PATTERN * 4))
     text = log.getvalue()
     assert "session" in text  # something was logged
     number = int.from_bytes(PATTERN[:8], "little")
