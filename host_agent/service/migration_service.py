@@ -6,7 +6,7 @@ from fpstate.v1 import migration_pb2, migration_pb2_grpc
 
 from host_agent.compat import check_compat
 from host_agent.service.agent import HostAgent
-from host_agent.service.interceptor import Context
+from host_agent.service.layers import Context
 from host_agent.service.translate.compat import incompatibility_to_proto, requirements_from_proto
 from host_agent.service.translate.fields import header
 
