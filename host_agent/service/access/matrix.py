@@ -38,6 +38,7 @@ fpstate.v1.VmService
   ResetVm                        own   -          yes      -
   RequestPermission              own   -          yes      -
   SetCpuid                       own   -          yes      -
+  GetSupportedCpuid              own   yes        yes      yes
   GetRequiredSize                own   yes        yes      yes
 fpstate.v1.TaskService
   CreateTask                     own   -          yes      -
