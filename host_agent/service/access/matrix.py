@@ -37,6 +37,7 @@ fpstate.v1.VmService
   DeleteVm                       own   -          yes      -
   ResetVm                        own   -          yes      -
   RequestPermission              own   -          yes      -
+  GetPermission                  own   yes        yes      yes
   SetCpuid                       own   -          yes      -
   GetSupportedCpuid              own   yes        yes      yes
   GetRequiredSize                own   yes        yes      yes
@@ -48,6 +49,7 @@ fpstate.v1.TaskService
   ScheduleTask                   own   -          yes      -
   PreemptTask                    own   -          yes      -
   UseFeature                     own   -          yes      -
+  SetAltstack                    own   -          yes      -
   KernelFpu                      own   -          yes      -
   GetTask                        own   yes        yes      yes
   ListTasks                      own   yes        yes      yes
