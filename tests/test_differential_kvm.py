@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.differential.__main__ import main
+from tests.differential.xsave_buffers import _fld
 
 DATA = Path(__file__).parent / "data"
 SET_XCRS = DATA / "kvm_set_xcrs.json.gz"
@@ -238,3 +240,19 @@ def test_nothing_to_judge(kind: str, content: str, tmp_path: Path, capsys: pytes
     path.write_text(content, encoding="utf-8")
     assert main([kind, str(path)]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("double", "extended", "flags"),
+    [
+        pytest.param(0x3FF0_0000_0000_0000, (0x8000_0000_0000_0000, 0x3FFF), 0, id="one"),
+        pytest.param(0x8000_0000_0000_0000, (0, 0x8000), 0, id="minus zero"),
+        pytest.param(0x0000_0000_0000_0001, (0x8000_0000_0000_0000, 0x3BCD), 2, id="the smallest denormal: DE"),
+        pytest.param(0xFFF0_0000_0000_0000, (0x8000_0000_0000_0000, 0xFFFF), 0, id="minus infinity"),
+        pytest.param(0x7FF8_0000_0000_0001, (0xC000_0000_0000_0800, 0x7FFF), 0, id="a quiet NaN"),
+        pytest.param(0x7FF0_0000_0000_0001, (0xC000_0000_0000_0800, 0x7FFF), 1, id="a signalling NaN: quiet, IE"),
+    ],
+)
+def test_the_double_that_the_recorded_guest_pushes(double: int, extended: tuple[int, int], flags: int) -> None:
+    """FLD of any 8 bytes as the processor does it: the file's registers are random, NaNs and denormals among them."""
+    assert _fld(struct.pack("<Q", double)) == (struct.pack("<QH", *extended), flags)

@@ -7,7 +7,6 @@ own is in the register), so the model's guest loads them whatever XCR0 it has.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,8 @@ _ZMM_STRIDE, _OPMASKS, _MXCSR, _FCW, _DOUBLE = 64, 2048, 4096, 4100, 4104
 #: What FLDPI loads where rounding is to nearest or up; one less in the last place otherwise. SDM vol. 1, 8.3.8.
 _PI_MANTISSA = 0xC90FDAA22168C235
 _TOP_AFTER_THREE_PUSHES = 5
+#: Exponent of infinities and NaNs; the exception flags of FSW, and their masks in FCW.
+_DOUBLE_SPECIAL, _IE, _DE = 0x7FF, 1 << 0, 1 << 1
 _NEVER_RUN = "fresh_vcpu_never_run"
 
 
@@ -157,11 +158,13 @@ def _load_x87(cpu: Cpu, source: bytes) -> None:
     FOP, FIP and FDP stay 0: AMD saves them only while an exception is pending. APM vol. 5, FXSAVE.
     """
     (fcw,) = struct.unpack_from("<H", source, _FCW)
-    (double,) = struct.unpack_from("<d", source, _DOUBLE)
-    fsw = _TOP_AFTER_THREE_PUSHES << 11
+    double, flags = _fld(source[_DOUBLE : _DOUBLE + 8])
+    if flags & ~fcw:
+        raise NotModelledError(f"FCW {fcw:#x} with {source[_DOUBLE : _DOUBLE + 8].hex()}: an exception is not masked")
+    fsw = _TOP_AFTER_THREE_PUSHES << 11 | flags
     tags = 0xFF & ~((1 << _TOP_AFTER_THREE_PUSHES) - 1)
     cpu.write_register(XFEATURE_FP, 0, struct.pack("<HHB", fcw, fsw, tags))
-    stack = (_extended(double), _extended(1.0), _pi(fcw))
+    stack = (double, _extended(1.0), _pi(fcw))
     for nr, raw in enumerate(stack):
         cpu.write_register(XFEATURE_FP, 32 + 16 * nr, raw)
 
@@ -173,14 +176,28 @@ def _pi(fcw: int) -> bytes:
 
 
 def _extended(value: float) -> bytes:
-    """The 80 bits of a double: sign and exponent, and a mantissa with its leading one."""
-    if not math.isfinite(value) or (value and abs(value) < 2.0**-1022):
-        raise NotModelledError(f"the double {value!r}: expected zero or a normal number, FLD of others sets flags")
-    sign = 0x8000 if math.copysign(1, value) < 0 else 0
-    if not value:
-        return struct.pack("<QH", 0, sign)
-    fraction, exponent = math.frexp(abs(value))
-    return struct.pack("<QH", int(fraction * 2**64), sign | exponent + 16382)
+    """The 80 bits of a number that is not special: sign and exponent, and a mantissa with its leading one."""
+    raw, _flags = _fld(struct.pack("<d", value))
+    return raw
+
+
+def _fld(raw: bytes) -> tuple[bytes, int]:
+    """FLD of a double's 8 bytes: the 80 bits that are pushed, and the exception flags it sets, all of them masked.
+
+    A denormal is normalised (DE); a signalling NaN becomes quiet (IE). Source: SDM vol. 1, 8.5.1 and 8.5.2.
+    """
+    (bits,) = struct.unpack("<Q", raw)
+    sign, exponent, fraction = bits >> 63 << 15, bits >> 52 & 0x7FF, bits & (1 << 52) - 1
+    if exponent == _DOUBLE_SPECIAL:
+        signalling = fraction and not fraction >> 51
+        mantissa = 1 << 63 | fraction << 11 | (1 << 62 if signalling else 0)
+        return struct.pack("<QH", mantissa, sign | 0x7FFF), _IE if signalling else 0
+    if not exponent:
+        if not fraction:
+            return struct.pack("<QH", 0, sign), 0
+        shift = 53 - fraction.bit_length()
+        return struct.pack("<QH", fraction << 11 + shift, sign | 16383 - 1022 - shift), _DE
+    return struct.pack("<QH", 1 << 63 | fraction << 11, sign | exponent - 1023 + 16383), 0
 
 
 _LOADS: dict[str, Load] = {
