@@ -11,6 +11,7 @@
     python -m tests.differential native-faults FILE   what a bare processor's XRSTOR refuses
     python -m tests.differential live-cpu [--rounds N] [--seed S]   the running processor, at ring 3
     python -m tests.differential live-kvm [--rounds N] [--seed S]   the machine's KVM, by ioctls and ring-3 guest code
+    python -m tests.differential everything           all of that, on the data in the tree and the machine it runs on
 
 The last line is the figure, "layouts: 29 rows (12 truncated), 0 differ"; before it comes the first difference, if any.
 Status 0: no row differs, or a live kind cannot run here and says why. 1: some do. 2: there was nothing to judge, or
@@ -33,6 +34,7 @@ from tests.differential import (
     prctl,
     ptrace,
     sequences,
+    tree,
     xcr0,
     xsave_buffers,
     xsave_verdicts,
@@ -54,6 +56,8 @@ FILE_KINDS: dict[str, Callable[[Path, str], Report]] = {
 #: Kinds that ask the machine they run on: called with a number of rounds and a seed.
 LIVE_KINDS: dict[str, Callable[[int, int], Report]] = {"live-cpu": live_cpu.run, "live-kvm": live_kvm.run}
 
+#: Every kind, one after the other; the status is the worst.
+_EVERYTHING = "everything"
 _ROUNDS = 10_000
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, NotModelledError)
 
@@ -61,6 +65,8 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, NotModelledEr
 def main(argv: list[str] | None = None) -> int:
     """Judge one file, or the machine; the last line printed is the figure."""
     args = _parser().parse_args(argv)
+    if args.kind == _EVERYTHING:
+        return max(main(command) for command in (*tree.arguments(), *([kind] for kind in LIVE_KINDS)))
     try:
         report = _judge(args)
     except SkippedError as skipped:
@@ -104,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, help="against the running machine")
         kind.add_argument("--rounds", type=_positive, default=_ROUNDS, metavar="N", help=f"default {_ROUNDS}")
         kind.add_argument("--seed", type=int, metavar="S", help="default: a new one, which is printed")
+    kinds.add_parser(_EVERYTHING, help="every kind, on the data in the tree and on the running machine")
     for kind in kinds.choices.values():
         kind.add_argument("--all", action="store_true", help="print every difference, not only the first")
     return parser

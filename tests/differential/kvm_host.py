@@ -32,7 +32,7 @@ def zen4_without_pku() -> FpuConfig:
     return config
 
 
-def fresh_vcpu(*, cpuid: int | None) -> Vcpu:
+def fresh_vcpu(*, cpuid: int | None, policy: str = "on_swap") -> Vcpu:
     """A vCPU that has never run. ``cpuid`` is CPUID.0xD.0 EDX:EAX as set, None for all that the host supports.
 
     Before any KVM_SET_CPUID2 a guest may use nothing, which is the same as setting 0.
@@ -42,7 +42,7 @@ def fresh_vcpu(*, cpuid: int | None) -> Vcpu:
     account = Account("vms/a", allocator.host)
     leader = Fpu(host, "vmm", account=account)
     leader.need_load = True
-    vm = KvmVm(host, account, leader, allocation_policy("on_swap"))
+    vm = KvmVm(host, account, leader, allocation_policy(policy))
     if cpuid is not None:
         assert set_vm_cpuid(vm, vm.masked_cpuid(cpuid)) is Errno.OK
     vcpu = create_vcpu(vm, 0)

@@ -119,7 +119,7 @@ def run(rounds: int, seed: int) -> Report:
                 interrupted += again == ours
                 compare(report, f"round {report.rows}: {each}", ours, again)
     if interrupted:
-        print(f"live-cpu: {interrupted} rounds agreed when they were executed again")
+        report.notes.append(f"{interrupted} rounds agreed when they were executed again")
     return report
 
 

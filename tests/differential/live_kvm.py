@@ -46,7 +46,7 @@ def run(rounds: int, seed: int) -> Report:
     except (KvmUnusableError, NoCpuidError) as error:
         raise SkippedError(str(error)) from error
     if interrupted:
-        print(f"live-kvm: {interrupted} vCPUs agreed when their rounds were done again")
+        report.notes.append(f"{interrupted} vCPUs agreed when their rounds were done again")
     return report
 
 

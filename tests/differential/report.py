@@ -47,6 +47,8 @@ class Report:
     #: What is counted: rows of a file, or rounds of a live comparison.
     unit: str = "rows"
     extra: str = ""
+    #: What else is worth a line, before the figure.
+    notes: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
 
     def compare(self, where: str, key: str, ours: object, theirs: object) -> bool:
@@ -57,6 +59,7 @@ class Report:
         return False
 
     def lines(self, limit: int = 1) -> Iterator[str]:
-        """Yield the first ``limit`` differences and then the one-line figure."""
+        """Yield the first ``limit`` differences, the notes, and last the one-line figure."""
         yield from self.differences[:limit]
+        yield from (f"{self.kind}: {note}" for note in self.notes)
         yield f"{self.kind}: {self.rows} {self.unit}{self.extra}, {len(self.differences)} differ"

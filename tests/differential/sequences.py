@@ -297,7 +297,7 @@ def run(path: Path, name_prefix: str = "") -> Report:
         if row["name"].startswith(name_prefix):
             report.rows += 1
             steps += _compare_row(report, row)
-    report.extra = f", {steps} steps"
+    report.notes.append(f"{steps} steps")
     return report
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fpu_core.errors import Errno
-from fpu_core.guest import enable_guest_xfd_features
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
+from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.intercept import handle_xsetbv
 from host_agent.kvm.outcome import Done
+from host_agent.kvm.set_cpuid import guest_cpuid, set_cpuid2
+from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcr0 import moves_cpuid, xcr0_error
 from host_agent.kvm.xcrs_ioctl import Xcr, get_xcrs, set_xcrs
 from tests.differential.kvm_host import SUPPORTED_XCR0, enter, fresh_vcpu
@@ -110,22 +112,29 @@ def _guest_xsetbv(report: Report, data: dict[str, Any], prefix: str) -> None:
 
 
 def _set_cpuid2(report: Report, data: dict[str, Any], prefix: str) -> None:
-    """KVM_SET_CPUID2 as mainline has it: a dynamic bit in leaf 0xD is asked for at once, and needs the permission."""
+    """KVM_SET_CPUID2 under mainline's policy: a dynamic bit in leaf 0xD takes memory there, and needs permission."""
     for row in rows_of(data):
         if not row["leaf_d0_xcr0"].startswith(prefix):
             continue
         report.rows += 1
-        vcpu = fresh_vcpu(cpuid=0)
-        wanted = int(row["leaf_d0_xcr0"], 16) & XFEATURE_MASK_USER_DYNAMIC
-        errno = enable_guest_xfd_features(vcpu.vm.leader, vcpu.guest, wanted)
+        vcpu = fresh_vcpu(cpuid=None, policy="on_cpuid")
+        errno = set_cpuid2(vcpu, _with_leaf_d0(vcpu, int(row["leaf_d0_xcr0"], 16)))
         where = f"KVM_SET_CPUID2 {row['leaf_d0_xcr0']}"
         report.compare(where, "set_cpuid2_errno", int(errno), row["set_cpuid2_errno"])
         report.compare(where, "errno_name", errno.name, row["errno_name"])
-        # This KVM overwrites the leaf with all the host supports (the file's caveat); EBX is the size of XCR0 = 1.
-        size = vcpu.vm.host.config.user_size(vcpu.xcr0)
-        leaf = (SUPPORTED_XCR0, size, 0) if errno is Errno.OK else (0, 0, 0)
+        # This KVM overwrites EAX and EDX with all the host supports (the file's caveat); EBX follows XCR0, which is 1.
+        leaf = (SUPPORTED_XCR0, guest_cpuid(vcpu, 0xD).ebx, 0) if errno is Errno.OK else (0, 0, 0)
         ours = dict(zip(("eax", "ebx", "edx"), map(hex, leaf), strict=True))
         report.compare(where, "get_cpuid2_leaf_d0", ours, row["get_cpuid2_leaf_d0"])
+
+
+def _with_leaf_d0(vcpu: Vcpu, xcr0: int) -> GuestCpuid:
+    """What KVM_GET_SUPPORTED_CPUID gives, with EDX:EAX of leaf 0xD.0 replaced."""
+    table = tuple(
+        replace(entry, eax=xcr0 & 0xFFFF_FFFF, edx=xcr0 >> 32) if (entry.function, entry.index) == (0xD, 0) else entry
+        for entry in vcpu.vm.supported_cpuid(vcpu.vm.permitted_xcr0)
+    )
+    return GuestCpuid(table, vcpu.vm.caps)
 
 
 def _kernel_check(report: Report, data: dict[str, Any], prefix: str) -> None:
