@@ -155,9 +155,11 @@ class Host:
         wanted = request.set_altstack(task, size_bytes, request_id=request_id)
         return (self._call(self._tasks.SetAltstack, wanted)).task
 
-    def create_vcpu(self, vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.Vcpu:
-        """Make a vCPU; it locks the VM's guest permissions."""
-        wanted = request.create_vcpu(vm, index=index, task=task, request_id=request_id)
+    def create_vcpu(
+        self, vm: str, *, index: int = 0, task: str = "", confidential: bool = False, request_id: str = ""
+    ) -> vcpu_pb2.Vcpu:
+        """Make a vCPU; it locks the VM's guest permissions. `confidential`: firmware keeps its registers."""
+        wanted = request.create_vcpu(vm, index=index, task=task, confidential=confidential, request_id=request_id)
         return (self._call(self._vcpus.CreateVcpu, wanted)).vcpu
 
     def get_vcpu(self, vcpu: str) -> vcpu_pb2.Vcpu:

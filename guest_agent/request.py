@@ -31,6 +31,7 @@ class VmOptions(TypedDict, total=False):
 
     `profile`: a built-in processor, the host's default if empty. `kernel_rules`: "6.18" or "6.12". `policy`: when
     memory is taken. `byte_limit`: for all its containers together, in bytes. `labels`: to find it by.
+    `has_protected_state`: who asks for the state of a confidential vCPU gets EINVAL, not zeros.
     """
 
     profile: str
@@ -38,6 +39,7 @@ class VmOptions(TypedDict, total=False):
     policy: AllocationPolicy
     byte_limit: int | None
     labels: Mapping[str, str]
+    has_protected_state: bool
     request_id: str
 
 
@@ -72,6 +74,7 @@ def create_vm(vm_id: str, **more: Unpack[VmOptions]) -> vm_pb2.CreateVmRequest:
         allocation_policy=more.get("policy", AllocationPolicy.ON_SWAP).value,
         byte_limit=more.get("byte_limit"),
         labels=dict(more.get("labels", {})),
+        has_protected_state=more.get("has_protected_state", False),
     )
     return vm_pb2.CreateVmRequest(vm_id=vm_id, vm=vm, request_id=more.get("request_id") or new_id())
 
@@ -114,9 +117,13 @@ def set_altstack(task: str, size_bytes: int | None, *, request_id: str = "") -> 
     return task_pb2.SetAltstackRequest(task=task, size_bytes=size_bytes, request_id=request_id or new_id())
 
 
-def create_vcpu(vm: str, *, index: int = 0, task: str = "", request_id: str = "") -> vcpu_pb2.CreateVcpuRequest:
+def create_vcpu(
+    vm: str, *, index: int = 0, task: str = "", confidential: bool = False, request_id: str = ""
+) -> vcpu_pb2.CreateVcpuRequest:
     """Return the request for a vCPU; see `Host.create_vcpu`."""
-    return vcpu_pb2.CreateVcpuRequest(parent=vm, index=index, task=task, request_id=request_id or new_id())
+    return vcpu_pb2.CreateVcpuRequest(
+        parent=vm, index=index, task=task, confidential=confidential, request_id=request_id or new_id()
+    )
 
 
 def delete_vm(vm: str, *, force: bool = False, request_id: str = "") -> vm_pb2.DeleteVmRequest:

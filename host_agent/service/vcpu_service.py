@@ -40,6 +40,7 @@ class VcpuService(vcpu_pb2_grpc.VcpuServiceServicer):
             vm=vm,
             index=request.index,
             task=task_id_in("task", vm, request.task),
+            confidential=request.confidential,
             request_id=request_id(request.request_id),
         )
         vcpu: Vcpu = self._agent.submit(command)

@@ -151,3 +151,26 @@ async def test_a_repetition_gets_the_first_answer(world: World) -> None:
     first, again = await world.vcpus.SetXcrs(request), await world.vcpus.SetXcrs(request)
     assert first.reallocated == again.reallocated
     assert first.reallocated.new_bytes == 10752
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("protected", [False, True], ids=["KVM_SEV_ES_INIT", "has_protected_state"])
+async def test_a_confidential_vcpu(world: World, protected: bool) -> None:
+    """Firmware has its registers: zeros and a set in silence from the older VM type, EINVAL from those that say so."""
+    async with AsyncHost(world.server.address) as host:
+        vm = await host.create_vm("secret", has_protected_state=protected)
+        assert vm.has_protected_state == protected
+        vcpu = await host.create_vcpu(vm.name, confidential=True)
+        assert vcpu.fpstate.confidential
+        if not protected:
+            assert await host.get_xsave2(vcpu.name) == bytes(4096)
+            await host.set_xsave(vcpu.name, buffer(3, 4096))
+            assert await host.get_xsave2(vcpu.name) == bytes(4096)
+            return
+        for call, name in (
+            (host.get_xsave2(vcpu.name), "KVM_GET_XSAVE2"),
+            (host.set_xsave(vcpu.name, buffer(3, 4096)), "KVM_SET_XSAVE"),
+        ):
+            with pytest.raises(HostError) as caught:
+                await call
+            assert host_error("EINVAL", name)(caught.value)

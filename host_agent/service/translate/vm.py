@@ -50,6 +50,7 @@ def create_vm_from_proto(request: vm_pb2.CreateVmRequest) -> CreateVm:
         owner_pid=vm.owner.pid,
         owner_name=vm.owner.name,
         labels=labels("vm.labels", vm.labels),
+        has_protected_state=vm.has_protected_state,
         request_id=request_id(request.request_id),
     )
 
@@ -127,4 +128,5 @@ def vm_to_proto(vm: VmRecord) -> vm_pb2.Vm:
         guest_supported_xcr0=vm.kvm.guest_supported_xcr0,
         guest_perm=get_permitted(vm.kvm.leader, guest=True),
         etag=vm_etag(vm),
+        has_protected_state=vm.kvm.has_protected_state,
     )

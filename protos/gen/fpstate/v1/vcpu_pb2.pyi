@@ -172,6 +172,7 @@ class CreateVcpuRequest(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CONFIDENTIAL_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The VM: `vms/{vm}`. Required."""
     index: _builtins.int
@@ -182,6 +183,10 @@ class CreateVcpuRequest(_message.Message):
     """
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
+    confidential: _builtins.bool
+    """True: its registers are the firmware's (SEV-ES, TDX). A swap neither saves nor restores them and switches XFD alone;
+    Vcpu.fpstate.confidential says so.
+    """
     def __init__(
         self,
         *,
@@ -189,10 +194,11 @@ class CreateVcpuRequest(_message.Message):
         index: _builtins.int = ...,
         task: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        confidential: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "parent", b"parent", "request_id", b"request_id", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidential", b"confidential", "index", b"index", "parent", b"parent", "request_id", b"request_id", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
