@@ -52,7 +52,7 @@ def _main(
 
 def _need_host_extra(command: str) -> None:
     """A host needs more than the base install; say so in words instead of a traceback."""
-    missing = [name for name in ("grpc_channelz", "grpc_health", "grpc_reflection") if find_spec(name) is None]
+    missing = [name for name in ("apsw", "grpc_channelz", "grpc_health", "grpc_reflection") if find_spec(name) is None]
     if missing:
         print(
             f"fpstated {command}: this install is a guest's; a host needs: pip install 'fpstated[host]'",

@@ -120,6 +120,7 @@ class _Demo:
 
     async def _start_host(self, stack: AsyncExitStack, address: str) -> None:
         arguments = ["host", "--listen", address, "--faults", "--check-invariants", "--timeline", "--grace", "1"]
+        arguments += ["--state-dir", str(Path(address.removeprefix("unix:")).parent / "state")]
         if self._record is not None:
             arguments += ["--record", str(self._record)]
         host = await stack.enter_async_context(DemoProcess.started("host", arguments, self._feed))

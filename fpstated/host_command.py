@@ -16,15 +16,20 @@ from fpstated.logs import set_up_logging
 from fpstated.sd_notify import sd_notify, watchdog_s
 from fpstated.timeline import TimelineLine
 from host_agent import commands
+from host_agent.errors import Refused
+from host_agent.journal.errors import JournalError
 from host_agent.log import config_line, record_line
 from host_agent.service.address import AddressError
 from host_agent.service.credentials import CredentialsError
 from host_agent.service.server import HostServer
 from host_agent.timeline import HostLine, HostTimeline
 
+#: How long calls under way have to hear that the host cannot go on, in seconds.
+_LAST_WORD_S = 0.5
+
 
 def run_host(run: HostRun) -> int:
-    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status: 1 also where the journal has failed."""
     set_up_logging(run.log_format, run.log_level)
     try:
         if run.trace_export != "none":
@@ -33,13 +38,20 @@ def run_host(run: HostRun) -> int:
     except ImportError as error:
         print(f"fpstated host: --trace-export needs: pip install 'fpstated[otel]' ({error})", file=sys.stderr)
         return 2
-    except (AddressError, CredentialsError, OSError) as error:
+    except Refused as refused:
+        where = run.journal.directory if run.journal is not None else "in memory"
+        print(f"fpstated host: {where}: {refused.text}", file=sys.stderr)
+        return 1
+    except (AddressError, CredentialsError, JournalError, OSError) as error:
         print(f"fpstated host: {error}", file=sys.stderr)
         return 1
 
 
 async def _serve(run: HostRun) -> int:
-    server = HostServer(run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp)
+    server = HostServer(
+        run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp, journal=run.journal
+    )
+    failed = server.agent.failed
     log = run.record.open("x", encoding="utf-8") if run.record is not None else None
     stop = _on_signal()  # before anybody hears that it is ready, and may stop it
     try:
@@ -47,15 +59,19 @@ async def _serve(run: HostRun) -> int:
         await server.start()
         _say_ready(server, timeline=run.timeline)
         watchdog = asyncio.create_task(_watchdog(), name="watchdog")
-        await stop.wait()
+        await _either(stop, failed)
         sd_notify("STOPPING=1")
-        await server.drain_and_stop(run.grace_s)
+        if failed.is_set():
+            await server.stop(_LAST_WORD_S)
+        else:
+            await server.drain_and_stop(run.grace_s)
         watchdog.cancel()
         del observer
     finally:
+        await server.stop()
         if log is not None:
             log.close()
-    return 0
+    return 1 if failed.is_set() else 0
 
 
 async def _watchdog() -> None:
@@ -113,3 +129,11 @@ def _on_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    waits = {asyncio.create_task(event.wait()) for event in events}
+    _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in left:
+        task.cancel()

@@ -9,9 +9,11 @@ from pathlib import Path
 from fpstated.config.sources import ConfigError, Settings
 from fpstated.link.tls import client_tls
 from fpstated.native_cpuid import NoCpuidError, native_profile
+from fpstated.state_dir import StateDirError, default_state_dir
 from fpu_core.cpuid import builtin_profile_names, format_cpuid_dump, parse_cpuid_dump
 from fpu_core.errors import FieldError
 from fpu_core.rules import KERNEL_RULES
+from host_agent.journal.journal import JournalOptions
 from host_agent.service.access.principal import IdentityError, local_principal
 from host_agent.service.credentials import TlsFiles
 from host_agent.service.limit_layer import PeerLimits
@@ -27,7 +29,9 @@ class HostRun:
     options: ServerOptions
     listen: str
     insecure_tcp: bool = False
-    #: Receives every command as a line.
+    #: Where the host's history is; None for a host in memory.
+    journal: JournalOptions | None = None
+    #: Receives every command as a line; like lane H it shows what is applied, which may be a commit ahead of the disk.
     record: Path | None = None
     #: Lane H as JSON lines on standard output, after a first line ``{"ready": ADDRESS}``.
     timeline: bool = False
@@ -45,6 +49,7 @@ def host_run(settings: Settings, default_address: str) -> HostRun:
         options=server_options(settings),
         listen=settings["listen"] or default_address,
         insecure_tcp=settings["insecure-tcp"],
+        journal=journal_options(settings),
         record=settings["record"],
         timeline=settings["timeline"],
         grace_s=settings["grace"],
@@ -72,6 +77,21 @@ def host_config(settings: Settings) -> HostConfig:
         faults=settings["faults"],
         check_invariants=settings["check-invariants"],
     )
+
+
+def journal_options(settings: Settings) -> JournalOptions | None:
+    """Say where the journal is and how it is kept. Raises ``ConfigError``."""
+    directory = settings["state-dir"]
+    if settings["ephemeral"]:
+        if directory is not None:
+            given = " and ".join(f"{key} ({settings.source(key)})" for key in ("state-dir", "ephemeral"))
+            raise ConfigError(f"{given} exclude each other: expected one of them")
+        return None
+    try:
+        directory = directory or default_state_dir(settings["name"])
+    except StateDirError as error:
+        raise ConfigError(str(error)) from error
+    return JournalOptions(directory=directory, snapshot_every=settings["snapshot-every"], history=settings["history"])
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -88,10 +88,7 @@ class Cpu:
     def __init__(self, nr: int, config: FpuConfig, tracer: CoreTracer | None = None) -> None:
         self.nr = nr
         self.config = config
-        self.tracer = tracer
-        #: No save and no restore is elided: somebody listens, or the host's images are in the standard format, where
-        #: MXCSR is kept outside XSTATE_BV and so may have to be loaded from an image that says all is in init state.
-        self.eager = tracer is not None or not config.compacted
+        self.listen(tracer)
         #: XCR0 and XSS as the kernel programs them at boot; a guest's own XCR0 is loaded around its window.
         self.xcr0 = config.xcr0
         self.xss = config.xss
@@ -115,6 +112,13 @@ class Cpu:
         self.interrupted: Callable[[Cpu], None] | None = None
         self.online = True
         self.counters = CpuCounters()
+
+    def listen(self, tracer: CoreTracer | None) -> None:
+        """Tell ``tracer`` of every operation from now on."""
+        self.tracer = tracer
+        #: No save and no restore is elided: somebody listens, or the host's images are in the standard format, where
+        #: MXCSR is kept outside XSTATE_BV and so may have to be loaded from an image that says all is in init state.
+        self.eager = tracer is not None or not self.config.compacted
 
     # -- XFD ---------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from guest_agent.outcome import Refusal
 #: A session that is over without anybody having taken its place: a new one goes on.
 _REOPENED = frozenset({"SESSION_EXPIRED", "SESSION_NOT_FOUND"})
 #: Something of the moment on the host's side.
-_SHORTLY = frozenset({"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED"})
+_SHORTLY = frozenset({"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL", "STORAGE_FAILED"})
 
 
 class Remedy(enum.Enum):

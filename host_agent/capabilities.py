@@ -21,5 +21,6 @@ _ALWAYS: Final = (
 
 
 def capabilities(config: HostConfig) -> tuple[str, ...]:
-    """Return the names, sorted; ``faults`` only on a host started with them."""
-    return tuple(sorted((*_ALWAYS, "faults"))) if config.faults else _ALWAYS
+    """Return the names, sorted; ``durable`` and ``faults`` only on a host started so."""
+    optional = {"durable": config.durable, "faults": config.faults}
+    return tuple(sorted((*_ALWAYS, *(name for name, there in optional.items() if there))))

@@ -12,7 +12,15 @@ from fault_lab.injection.table import FaultAttributes
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
 from host_agent.kvm.cpuid import CpuidEntry
+from host_agent.state import HostConfig
 from host_agent.task_commands import TaskCommand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """A process takes this history up, with settings of its own. What a boot keeps: ``host_agent.boot``."""
+
+    config: HostConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +352,8 @@ class Tick:
 
 
 Command = (
-    CreateVm
+    Boot
+    | CreateVm
     | UpdateVm
     | DeleteVm
     | ResetVm

@@ -29,6 +29,7 @@ def digest(state: HostState) -> str:
 def describe(state: HostState) -> Iterator[str]:
     """Yield the canonical form, a line an object; two hosts that differ differ in some line."""
     yield _line("host", state.now_ns, state.revision, state.serial, state.epoch, state.draining, state.config)
+    yield _line("ids", state.first_boot_id)
     yield _line("ended", dict(state.ended_sessions), sorted(state.requests))
     yield _line("ledger", state.allocator.host.limit_bytes, state.allocator.host.used_bytes)
     for vm in state.vms.values():

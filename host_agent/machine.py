@@ -12,8 +12,8 @@ from typing import Any
 from fpu_core.errors import CoreBug, FieldError
 from fpu_core.invariants import check_core
 from fpu_core.trace import CoreTracer
+from host_agent import boot, control, cpus, decisions, faults, sessions, signals, tasks, vcpu_state, vcpus, vms
 from host_agent import commands as c
-from host_agent import control, cpus, decisions, faults, sessions, signals, tasks, vcpu_state, vcpus, vms
 from host_agent import task_commands as t
 from host_agent.digest import digest
 from host_agent.effects import Drained, Effect
@@ -42,6 +42,7 @@ def _tick(_state: HostState, _command: c.Tick) -> None:
 
 #: Every command and what carries it out.
 HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
+    c.Boot: boot.boot,
     c.CreateVm: vms.create_vm,
     c.UpdateVm: vms.update_vm,
     c.DeleteVm: vms.delete_vm,
@@ -99,6 +100,13 @@ class HostMachine:
         self.state = HostState(config, tracer=tracer)
         #: Called after each command with (now_ns, command, reply or Refused): where a log is written.
         self.on_applied: Callable[[int, c.Command, object], None] | None = None
+
+    @classmethod
+    def of(cls, state: HostState) -> HostMachine:
+        """A machine that knows what is in ``state``, and owns it."""
+        machine = cls(state.config)
+        machine.state = state
+        return machine
 
     def apply(self, command: c.Command, now_ns: int) -> Any:  # noqa: ANN401 -- each command has its own reply
         """Carry ``command`` out at ``now_ns`` of the host's clock and return its reply.
@@ -160,6 +168,10 @@ class HostMachine:
         """Hand over what became known since the last call."""
         effects, self.state.effects = self.state.effects, []
         return effects
+
+    def become(self, other: HostMachine) -> None:
+        """Know what ``other`` knows and nothing else; who holds this machine or its state holds it still."""
+        self.state.become(other.state)
 
     def next_deadline_ns(self) -> int | None:
         """When a ``Tick`` would next change something; None for never."""

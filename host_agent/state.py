@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from fault_lab.injection.table import FaultTable
 from fpu_core.alloc import Account, Allocator
@@ -37,6 +37,8 @@ class HostConfig:
     cpus: int = 4
     byte_limit: int | None = None
     faults: bool = False
+    #: Whether a journal keeps what is acknowledged.
+    durable: bool = False
     check_invariants: bool = False
     default_lease_ns: int = 30 * NS_PER_S
     max_lease_ns: int = 3600 * NS_PER_S
@@ -155,6 +157,8 @@ class HostState:
     """Everything the agent knows."""
 
     config: HostConfig
+    #: The boot that this history began with: ids are made of it, so that they outlive boots.
+    first_boot_id: str = ""
     now_ns: int = 0
     revision: int = 0
     serial: int = 0
@@ -180,6 +184,7 @@ class HostState:
     acting_vcpu: str = ""
 
     def __post_init__(self) -> None:
+        self.first_boot_id = self.first_boot_id or self.config.boot_id
         self.allocator.host.limit_bytes = self.config.byte_limit
         self.allocator.should_fail = self._should_fail
 
@@ -189,17 +194,33 @@ class HostState:
         errno = self.faults.should_fail(point, self.acting_vm, self.acting_vcpu, size_bytes)
         return Errno.ENOMEM if errno else Errno.OK
 
+    def listen(self, tracer: CoreTracer | None) -> None:
+        """Let every hardware operation and allocation be heard from now on."""
+        self.tracer = tracer
+        for platform in self.platforms.values():
+            platform.host.tracer = tracer
+            for cpu in platform.cpus:
+                cpu.listen(tracer)
+
+    def become(self, other: HostState) -> None:
+        """Take over everything that ``other`` knows; it is used up. Who listens here goes on listening."""
+        tracer = self.tracer
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
+        self.allocator.should_fail = self._should_fail
+        self.listen(tracer)
+
     def act_for(self, vm: str, vcpu: str = "") -> None:
         """Say on whose behalf the next operations are."""
         self.acting_vm, self.acting_vcpu = vm, vcpu
 
     def next_id(self, kind: str) -> str:
-        """Return an id nobody had before, on this boot or another: made of the boot id and a counter."""
+        """Return an id nobody had before, on this boot or another: made of the first boot's id and a counter."""
         self.serial += 1
         return self._id(kind, self.serial)
 
     def _id(self, kind: str, serial: int) -> str:
-        return f"{kind}-{hashlib.sha256(f'{self.config.boot_id}/{kind}/{serial}'.encode()).hexdigest()[:12]}"
+        return f"{kind}-{hashlib.sha256(f'{self.first_boot_id}/{kind}/{serial}'.encode()).hexdigest()[:12]}"
 
     def vcpu_uid(self, vcpu: Vcpu) -> str:
         """The uid of a vCPU: of this creation of it, whatever had its name before."""

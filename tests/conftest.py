@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+
+_counter = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--rewrite``: scenario files take over what was printed."""
     parser.addoption("--rewrite", action="store_true", help="write what scenarios print into their files")
+
+
+@pytest.fixture(autouse=True)
+def _state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that a test starts keeps its state where no other test and no person does."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{tmp_path_factory.getbasetemp()}/state-{next(_counter)}")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
 
 
 @pytest.fixture

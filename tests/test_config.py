@@ -14,6 +14,7 @@ from fpstated.config.show import print_config
 from fpstated.config.sources import ConfigError, Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.host_config import host_run
+from host_agent.journal.journal import JournalOptions
 from host_agent.service.options import ServerOptions
 
 TABLE = Table(
@@ -191,6 +192,35 @@ def test_what_settings_mean_together_is_checked(tmp_path: Path, flags: dict[str,
     settings = read_settings(HOST, flags, environment={}, config=_empty(tmp_path))
     with pytest.raises(ValueError, match=complaint):
         host_run(settings, "unix:/x")
+
+
+def test_the_state_is_kept_in_a_directory_unless_it_is_ephemeral(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the host's name in the state home; where somebody says; or nowhere."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def journal(**flags: object) -> JournalOptions | None:
+        given = {key.replace("_", "-"): value for key, value in flags.items()}
+        return host_run(read_settings(HOST, given, environment={}, config=_empty(tmp_path)), "unix:/x").journal
+
+    assert journal(name="n") == JournalOptions(directory=tmp_path / "fpstated" / "n")
+    other = JournalOptions(directory=Path("/d"), snapshot_every=7, history=0)
+    assert journal(state_dir="/d", snapshot_every="7", history="0", name="a/b") == other
+    assert journal(ephemeral=True, name="a/b") is None
+    with pytest.raises(ConfigError, match="'a/b' cannot name a directory: give --state-dir DIR, or --ephemeral"):
+        journal(name="a/b")
+
+
+def test_a_directory_for_nothing_is_a_mistake(tmp_path: Path) -> None:
+    """Both settings are named, and where each came from."""
+    path = tmp_path / "config.toml"
+    path.write_text('[host]\nstate-dir = "/d"\n')
+    settings = read_settings(HOST, {}, environment={"FPSTATED_HOST_EPHEMERAL": "true"}, config=path)
+    with pytest.raises(ConfigError) as caught:
+        host_run(settings, "unix:/x")
+    both = f"state-dir ({path}:2) and ephemeral (FPSTATED_HOST_EPHEMERAL) exclude each other"
+    assert both in str(caught.value)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -80,6 +80,8 @@ def test_an_event_of_an_earlier_agent_counts_as_under_way() -> None:
         (Refusal("UNAVAILABLE", "connection refused"), Remedy.LATER),
         (Refusal("CANCELLED", "the server stops"), Remedy.LATER),
         (Refusal("UNAVAILABLE", "draining", "HOST_DRAINING"), Remedy.LATER),
+        (Refusal("RESOURCE_EXHAUSTED", "no room", "STORAGE_FULL"), Remedy.LATER),
+        (Refusal("UNAVAILABLE", "stops", "STORAGE_FAILED"), Remedy.LATER),
         (Refusal("ABORTED", "busy", "VCPU_BUSY"), Remedy.LATER),
         (Refusal("DEADLINE_EXCEEDED", "too slow"), Remedy.AGAIN),
         (Refusal("DEADLINE_EXCEEDED", "too slow", "DEADLINE_REACHED"), Remedy.AGAIN),

@@ -69,7 +69,8 @@ RULES = (
          third_party=("numpy",), pure=True),
 
     # Durable commands: below the services, beside the machine; its database is its own.
-    Rule(package="host_agent.journal", ours=("fpu_core", "host_agent", "host_agent.kvm"), third_party=("apsw",)),
+    Rule(package="host_agent.journal", ours=("fpu_core", "host_agent", "host_agent.kvm", "fault_lab.injection"),
+         third_party=("apsw",)),
 
     # The gRPC shells: translate, submit, await, translate.
     Rule(package="host_agent.service",

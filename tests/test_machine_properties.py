@@ -1,7 +1,7 @@
 """A host under random commands: events, failures, decisions, time, sessions, and everything sent twice.
 
 After every command the machine checks its own invariants; the books in tests/core/host.py check what a client relies
-on; and the text of the log, replayed, leads to the same digest.
+on; and the text of the log, replayed, leads to the same digest, as does the journal.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ from host_agent.events import (
     Xsetbv,
 )
 from host_agent.exits import Decision, DecisionKind
+from host_agent.journal.recovery import Recovered, replay_records
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import SessionRecord, VcpuSide
 from host_agent.vcpu_state import MsrsReply, get_xsave2
@@ -153,6 +154,7 @@ class HostRules(RuleBasedStateMachine):
         #: What the XMM registers of each life of each vCPU hold, by (uid, incarnation).
         self.xmm: dict[tuple[str, int], bytes] = {}
         self.requests = 0
+        self.reloaded: Recovered | None = None
         self.failed = True  # until everything_holds says otherwise
 
     @initialize(
@@ -568,6 +570,12 @@ class HostRules(RuleBasedStateMachine):
         self.failed = True
         assert self.host.replayed().digest() == self.host.machine.digest()
 
+    @rule()
+    def snapshot(self) -> None:
+        """A snapshot is this host, and has to go on like it: until the end, command by command."""
+        self.failed = True
+        self.reloaded = self.host.reloaded()
+
     # -- after every rule ----------------------------------------------------------------------------------------------
 
     @invariant()
@@ -594,6 +602,10 @@ class HostRules(RuleBasedStateMachine):
         assert all(count == 1 for count in self.host.finals.values())
         assert self.host.machine.state.allocator.host.used_bytes == 0
         assert self.host.replayed().digest() == self.host.machine.digest()
+        assert self.host.recovered().digest() == self.host.machine.digest()
+        if self.reloaded is not None:
+            since = self.host.bodies[self.reloaded.n :]
+            assert replay_records(self.reloaded, since).machine.digest() == self.host.machine.digest()
 
 
 def _pick(of: list[T], nr: int) -> T:

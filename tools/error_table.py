@@ -27,7 +27,8 @@ from host_agent.service.unbuilt import UNBUILT
 ROOT: Final = Path(__file__).resolve().parent.parent
 _REGISTRY: Final = ROOT / "protos" / "fpstate" / "v1" / "errors.proto"
 
-#: What every call can answer with, before or after its own: listed once.
+#: What every call can answer with, before or after its own: listed once. The layers around it say most of them, and
+#: the release layer refuses whatever call it is what the disk has no room for, or cannot keep.
 COMMON: Final = (
     "DEADLINE_REACHED",
     "FIELD_INVALID",
@@ -36,6 +37,8 @@ COMMON: Final = (
     "PRINCIPAL_UNKNOWN",
     "RATE_LIMITED",
     "ROLE_NOT_ALLOWED",
+    "STORAGE_FAILED",
+    "STORAGE_FULL",
 )
 #: The parts of a batch that belong to one event: what it can be refused with is the outcome `rejected`, and no error of
 #: the call.

@@ -33,6 +33,35 @@ _LOG: Final = (
         help="Export OpenTelemetry spans; otlp goes where OTEL_EXPORTER_OTLP_ENDPOINT says. Needs fpstated[otel].",
     ),
 )
+_JOURNAL: Final = (
+    Setting(
+        key="state-dir",
+        kind=path(),
+        default=None,
+        default_text="fpstated/NAME in the state home",
+        metavar="DIR",
+        help="Where every command is written down before it is answered. The state home is $STATE_DIRECTORY, "
+        "$XDG_STATE_HOME or ~/.local/state.",
+    ),
+    Setting(
+        key="ephemeral",
+        kind=switch(),
+        default=False,
+        help="Keep everything in memory; it is gone when the host stops.",
+    ),
+    Setting(
+        key="snapshot-every",
+        kind=number(1, whole=True),
+        default=50_000,
+        help="Events between two snapshots: what a start replays at most.",
+    ),
+    Setting(
+        key="history",
+        kind=number(0, whole=True),
+        default=100_000,
+        help="Records kept beyond those that a start may need.",
+    ),
+)
 _TIMELINE: Final = Setting(
     key="timeline", kind=switch(), default=False, help="Write the timeline as JSON lines to standard output."
 )
@@ -68,6 +97,7 @@ HOST: Final = Table(
         ),
         *_TLS,
         Setting(key="name", kind=text(), default="host", help="The host's name, as every reply carries it."),
+        *_JOURNAL,
         Setting(
             key="profile",
             kind=text(),

@@ -1,6 +1,8 @@
 """HostAgent: the machine with a clock and with listeners. Every service submits its commands here.
 
-    submit(command)     apply it, deliver what became known, look when something is due next
+    submit(command)     apply it, queue its record, deliver what became known, look when something is due next
+
+What is delivered here stays in the process; ``service.release`` stands where things leave it, and waits for the disk.
 
 The machine is synchronous, so a command is applied whole before anything else happens on the loop: an agent belongs to
 one event loop, and its methods are called on that loop's thread.
@@ -8,16 +10,21 @@ one event loop, and its methods are called on that loop's thread.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fpu_core.errors import CoreBug
 from fpu_core.trace import CoreTracer
-from host_agent.commands import AcquireControl, Command, OpenSession, Tick
+from host_agent.commands import AcquireControl, Boot, Command, OpenSession, Tick
 from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, OutcomeReady, VcpusTaken
 from host_agent.errors import Reason, Refused
 from host_agent.exits import ExitRecord
+from host_agent.journal.durable import DurableJournal
+from host_agent.journal.errors import JournalError, StorageFullError
+from host_agent.journal.journal import Journal, NoJournal
 from host_agent.machine import HostMachine
 from host_agent.service.attachments import Attachments, Outlet
 from host_agent.service.clock import Clock, MonotonicClock, Timer
@@ -36,13 +43,31 @@ class Listener(Protocol):
     def heard(self, command: Command, effects: list[Effect]) -> None:
         """A command was applied, or refused; this is what it made known."""
 
+    def rolled_back(self) -> None:
+        """The disk was full: the agent's state is what is durable, and what was heard since has not happened."""
+
 
 class HostAgent:
-    """One host, alive: ``machine`` is what it knows, ``clock`` is its time."""
+    """One host, alive: ``machine`` is what it knows, ``clock`` is its time, ``journal`` is where it is written down.
 
-    def __init__(self, config: HostConfig, *, clock: Clock | None = None, tracer: CoreTracer | None = None) -> None:
-        self.machine = HostMachine(config, tracer=tracer)
+    With a ``DurableJournal`` the machine is the one in it, and ``start`` is called before the first command.
+    """
+
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        clock: Clock | None = None,
+        tracer: CoreTracer | None = None,
+        journal: DurableJournal | None = None,
+    ) -> None:
+        self.machine = journal.machine if journal is not None else HostMachine(config, tracer=tracer)
+        self.journal: Journal = journal if journal is not None else NoJournal()
         self.clock: Clock = clock if clock is not None else MonotonicClock()
+        #: Set when the agent must stop: its journal cannot be written.
+        self.failed = asyncio.Event()
+        self._config = config
+        self._offset_ns = self.state.now_ns - self.clock.now_ns() if journal is not None else 0
         self.outcomes = OutcomeWaits()
         self.attachments = Attachments()
         self.exit_watchers = ExitWatchers()
@@ -50,6 +75,21 @@ class HostAgent:
         self.listeners: list[Listener] = []
         self._timer: Timer | None = None
         self._alive_sessions = 0
+
+    def start(self) -> None:
+        """Take the history of the journal up, on the running loop. Raises ``Refused`` for settings it cannot have."""
+        if not isinstance(self.journal, DurableJournal):
+            return
+        self.journal.on_rolled_back = self._rolled_back
+        self.journal.on_room = self._room_again
+        self.journal.on_failed = lambda _error: self.failed.set()
+        self.journal.start()
+        self.submit(Boot(config=replace(self._config, boot_id=self.journal.boot_id)))
+        self._set_timer()
+
+    def now_ns(self) -> int:
+        """The time of this host: it stands still while no process has taken its history up, or its disk is full."""
+        return self.clock.now_ns() + self._offset_ns
 
     @property
     def state(self) -> HostState:
@@ -60,14 +100,26 @@ class HostAgent:
         """Apply ``command`` now and return its reply; raises ``Refused``, after which nothing has changed but time.
 
         ``then`` gets the reply before anything else that became known goes out: who hands on outcomes hands on a
-        pending one before its final one, even where one batch brought both.
+        pending one before its final one, even where one batch brought both. Raises ``JournalError`` where nothing can
+        be written down, and then the command was not applied.
         """
+        self.journal.admit()
         try:
-            reply = self.machine.apply(command, self.clock.now_ns())
+            reply = self._applied(command)
             if then is not None:
                 then(reply)
         finally:
             self._after(command)
+        return reply
+
+    def _applied(self, command: Command) -> Any:  # noqa: ANN401
+        """Apply a command and queue its record, whatever came of it."""
+        try:
+            reply = self.machine.apply(command, self.now_ns())
+        except Exception as error:
+            self.journal.append(self.state, command, error)
+            raise
+        self.journal.append(self.state, command, reply)
         return reply
 
     def answered(self, request_id: str) -> bool:
@@ -79,6 +131,11 @@ class HostAgent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def end(self) -> None:
+        """No more commands: close the journal."""
+        self.close()
+        self.journal.close(self.state)  # twice is fine
 
     def exit_record(self, name: str) -> ExitRecord | None:
         """An exit by its name, open or still remembered."""
@@ -153,6 +210,25 @@ class HostAgent:
         self.outcomes.session_ended(name, failure)
         self.attachments.finish_session(name, failure if expired else None)
 
+    # -- a full disk ---------------------------------------------------------------------------------------------------
+
+    def _rolled_back(self, machine: HostMachine) -> None:
+        """What nobody has heard of has not happened: go on with what is durable, and end what stands on the rest."""
+        self.machine.become(machine)
+        self._alive_sessions = len(machine.state.sessions)
+        self.close()
+        failure = failure_of(StorageFullError("the disk is full"))
+        assert failure is not None
+        self.outcomes.finish(failure)
+        self.attachments.abandon(failure)
+        self.exit_watchers.finish(failure)
+        for listener in self.listeners:
+            listener.rolled_back()
+
+    def _room_again(self) -> None:
+        self._offset_ns = self.state.now_ns - self.clock.now_ns()
+        self._set_timer()
+
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
@@ -160,17 +236,19 @@ class HostAgent:
         self.close()
         due_ns = self.machine.next_deadline_ns()
         if due_ns is not None:
-            self._timer = self.clock.call_at(due_ns, self._on_timer)
+            self._timer = self.clock.call_at(due_ns - self._offset_ns, self._on_timer)
 
     def _on_timer(self) -> None:
         """Let what is due happen. The timer may have come for a deadline that has moved meanwhile."""
         self._timer = None
-        due_ns, now_ns = self.machine.next_deadline_ns(), self.clock.now_ns()
+        due_ns, now_ns = self.machine.next_deadline_ns(), self.now_ns()
         if due_ns is None or due_ns > now_ns:
             self._set_timer()
             return
         try:
             self.submit(Tick())
+        except JournalError:
+            return  # time goes on when there is room again, or never
         except Exception:
             _log.exception("a bug of the host: what was due at %d ns failed", due_ns)
             raise

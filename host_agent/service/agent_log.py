@@ -50,6 +50,12 @@ class AgentLog:
         if len(self._agent.state.sessions) < len(self._sessions):
             self._ended_sessions()
 
+    def rolled_back(self) -> None:
+        """Go on from the sessions and exits that there are. An exit that is open again is without a trace."""
+        state = self._agent.state
+        self._sessions = set(state.sessions)
+        self._traces = {name: trace for name, trace in self._traces.items() if name in state.exits}
+
     def _ended_sessions(self) -> None:
         """Closed by its agent, or by the end of its lease."""
         state = self._agent.state

@@ -82,6 +82,13 @@ class AttachStream:
             self._wake.set()
             self._room.set()
 
+    def abandon(self, failure: Exception) -> None:
+        """End the stream; what is queued has not happened and is not written."""
+        self._queue.clear()
+        self._finished, self._failure = True, failure
+        self._wake.set()
+        self._room.set()
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     async def read(self, requests: AsyncIterator[session_pb2.AttachRequest]) -> None:
@@ -89,6 +96,7 @@ class AttachStream:
         try:
             async for request in requests:
                 await self._room.wait()  # who does not read is not listened to either
+                await self._agent.journal.room()
                 if self._finished:
                     return
                 self._take(request)

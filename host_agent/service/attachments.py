@@ -24,6 +24,9 @@ class Outlet(Protocol):
     def finish(self, failure: Failure | None) -> None:
         """Write what is left and end the stream: well, or with a failure."""
 
+    def abandon(self, failure: Failure) -> None:
+        """End the stream and write nothing that is left."""
+
 
 class Attachments:
     """The open streams, and the outlet of each vCPU by its name."""
@@ -73,6 +76,11 @@ class Attachments:
         """Send DRAINING on every stream."""
         for stream in self._streams:
             stream.drain(grace_s, resume_target)
+
+    def abandon(self, failure: Failure) -> None:
+        """End every stream at once: what they have queued has not happened."""
+        for stream in list(self._streams):
+            stream.abandon(failure)
 
     def finish(self, failure: Failure) -> None:
         """End every stream."""

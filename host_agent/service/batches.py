@@ -87,7 +87,7 @@ def resume_of(state: HostState, session: SessionRecord, vcpu: str) -> Resume:
 
 
 def seq_marks(state: HostState, session: str, outcomes: Sequence[Outcome]) -> list[event_pb2.SeqMark]:
-    """Up to where the events of these outcomes' vCPUs were taken. In memory: taken is as durable as it gets."""
+    """Up to where these outcomes' vCPUs have come. The message that says so leaves when that is durable."""
     record = state.sessions.get(session)
     if record is None:
         return []

@@ -13,6 +13,7 @@ from typing import Final
 from grpc_health.v1 import health
 
 from host_agent.commands import DrainHost
+from host_agent.journal.errors import StorageFullError
 from host_agent.service.agent import HostAgent, host_gone
 
 #: How long a stream that was ended has to write its last message.
@@ -46,7 +47,8 @@ class Drain:
         self.state = DrainState.DRAINING
         self._grace = asyncio.timeout_at(deadline_s)
         await self._health.enter_graceful_shutdown()
-        self._agent.submit(DrainHost(request_id=request_id))
+        with suppress(StorageFullError):  # a host that takes nothing new at all can go away nonetheless
+            self._agent.submit(DrainHost(request_id=request_id))
         self._agent.attachments.drain(grace_s, resume_target)
         self._task = asyncio.create_task(self._end_streams(), name="drain")
 

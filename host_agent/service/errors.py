@@ -18,6 +18,7 @@ from grpc import StatusCode
 
 from fpu_core.errors import CoreBug, FieldError
 from host_agent.errors import Refused
+from host_agent.journal.errors import JournalError, StorageFullError
 
 #: ErrorInfo.domain of every refusal.
 DOMAIN: Final = "fpstate.dev"
@@ -77,6 +78,8 @@ CODES: Final[dict[str, StatusCode]] = {
     "HOST_DRAINING": _S.UNAVAILABLE,
     "LIMIT_REACHED": _S.RESOURCE_EXHAUSTED,
     "REVISION_IN_FUTURE": _S.OUT_OF_RANGE,
+    "STORAGE_FULL": _S.RESOURCE_EXHAUSTED,
+    "STORAGE_FAILED": _S.UNAVAILABLE,
     "FAULTS_NOT_ENABLED": _S.FAILED_PRECONDITION,
     "FAULT_NOT_FOUND": _S.NOT_FOUND,
     "FAULT_POINT_UNKNOWN": _S.INVALID_ARGUMENT,
@@ -110,6 +113,8 @@ _RETRY_MS: Final = {
     "CONTROL_HELD": 1000,
     "ALLOCATION_FAILED": 1000,
     "HOST_DRAINING": 1000,
+    "STORAGE_FULL": 1000,
+    "STORAGE_FAILED": 1000,
 }
 
 
@@ -167,6 +172,10 @@ def failure_of(error: Exception) -> Failure | None:
             return Failure(error.reason.name, error.text, error.metadata, error.field)
         case FieldError():
             return field_invalid(error.field, error.expected, error.got)
+        case StorageFullError():
+            return Failure.because("STORAGE_FULL", f"{error}: the host takes no new work until there is room")
+        case JournalError():
+            return Failure.because("STORAGE_FAILED", f"{error}: the host stops")
         case CoreBug():
             return Failure.because("INTERNAL_INVARIANT", f"a bug of the host: {error}", invariant=str(error))
         case _:

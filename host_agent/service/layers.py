@@ -3,6 +3,7 @@
     Trace      outermost, so that whatever the others log has the call's trace
     Metrics    counts with the code that the caller gets
     Error      what the inner ones raise becomes one google.rpc.Status
+    Release    what comes out waits until what it may know of is durable: answers, messages, refusals of the inner ones
     Access     who calls, and does its role have the call?
     Limit      has it calls left?
     Unbuilt    innermost: a call that is not there is refused to those alone who may know

@@ -6,10 +6,8 @@ Names of gRPC's own are those of the grpc-ecosystem convention.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,7 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from host_agent import commands as c
+from host_agent.durations import Durations
 from host_agent.effects import Effect, ExitChanged, VcpusTaken
+from host_agent.journal.durable import DurableJournal
 from host_agent.service.layers import Context, Layer, Method
 
 if TYPE_CHECKING:
@@ -83,6 +83,27 @@ METRICS: Final = (
     ),
     Spec("fpstated_draining", "gauge", (), "1 while the host takes nothing new, else 0."),
     Spec("fpstated_revision", "gauge", (), "The host's revision."),
+    Spec("fpstated_journal_records_total", "counter", (), "Records that were committed; absent on an ephemeral host."),
+    Spec("fpstated_journal_bytes_total", "counter", (), "What they take, in bytes; absent on an ephemeral host."),
+    Spec(
+        "fpstated_journal_commit_seconds",
+        "histogram",
+        (),
+        "How long commits lasted, in seconds; absent on an ephemeral host.",
+    ),
+    Spec(
+        "fpstated_journal_backlog",
+        "gauge",
+        (),
+        "Records that are applied and not durable; absent on an ephemeral host.",
+    ),
+    Spec("fpstated_storage_full", "gauge", (), "1 while the disk is full, else 0; absent on an ephemeral host."),
+    Spec(
+        "fpstated_storage_failed",
+        "gauge",
+        (),
+        "1 when the journal cannot be written and the host stops, else 0; absent on an ephemeral host.",
+    ),
     Spec(
         "fpstated_certificate_loads_total",
         "counter",
@@ -93,10 +114,6 @@ METRICS: Final = (
 _SPECS: Final = {spec.name: spec for spec in METRICS}
 
 
-#: Upper bounds in seconds, from a tenth of a millisecond on; prometheus_client's own begin at five.
-_BOUNDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
 class HostMetrics(Collector):
     """The registry of one host. Listens to its agent; ``layer`` goes around its calls."""
 
@@ -105,6 +122,7 @@ class HostMetrics(Collector):
         self._limits = limits
         self._credentials = credentials
         self._open: set[str] = set(agent.state.exits)
+        self._shown: dict[str, dict[str, float]] = {}
         self.registry = CollectorRegistry()
         self.layer = MetricsLayer(self.registry)
         self._sessions = _counter("fpstated_sessions_opened_total", self.registry)
@@ -125,6 +143,10 @@ class HostMetrics(Collector):
                 self._sessions.inc()
             elif isinstance(effect, ExitChanged):
                 self._exit(effect.exit)
+
+    def rolled_back(self) -> None:
+        """What was counted stays counted; which exits are open is as it was."""
+        self._open = set(self._agent.state.exits)
 
     def _exit(self, name: str) -> None:
         """An exit may be raised and settled by one command, and may change after it was settled."""
@@ -147,17 +169,17 @@ class HostMetrics(Collector):
         state = self._agent.state
         host = state.allocator.host
         counts = [platform.host.counts for platform in state.platforms.values()]
-        yield _value("fpstate_allocations_total", host.allocations)
-        yield _value("fpstate_allocation_failures_total", state.allocator.failures)
+        yield self._counted("fpstate_allocations_total", host.allocations)
+        yield self._counted("fpstate_allocation_failures_total", state.allocator.failures)
         yield _value("fpstate_bytes", host.used_bytes)
         yield _value("fpstate_bytes_peak", host.peak_bytes)
         if host.limit_bytes is not None:
             yield _value("fpstate_bytes_limit", host.limit_bytes)
-        yield _value("fpstate_swaps_total", sum(each.swaps for each in counts))
+        yield self._counted("fpstate_swaps_total", sum(each.swaps for each in counts))
         growths: dict[str, int] = {}
         for outcome, number in (pair for each in counts for pair in each.growths.items()):
             growths[outcome] = growths.get(outcome, 0) + number
-        yield _labelled("fpstate_growths_total", growths)
+        yield _labelled("fpstate_growths_total", self._grown("fpstate_growths_total", growths))
         yield _value("fpstated_vms", len(state.vms))
         yield _value("fpstated_vcpus", sum(len(vm.kvm.vcpus) for vm in state.vms.values()))
         yield _value("fpstated_sessions", len(state.sessions))
@@ -166,6 +188,17 @@ class HostMetrics(Collector):
         yield _value("fpstated_draining", int(state.draining))
         yield _value("fpstated_revision", state.revision)
         yield from self._connections()
+        yield from self._journal()
+
+    def _counted(self, name: str, value: float) -> Metric:
+        return _value(name, self._grown(name, {"": value})[""])
+
+    def _grown(self, name: str, values: Mapping[str, float]) -> Mapping[str, float]:
+        """A counter never falls, which would be a restart to who reads it; a full disk sets the machine's back."""
+        shown = self._shown.setdefault(name, {})
+        for label, value in values.items():
+            shown[label] = max(value, shown.get(label, 0.0))
+        return shown
 
     def _connections(self) -> Iterator[Metric]:
         yield _value("fpstated_attach_streams", len(self._agent.attachments))
@@ -174,6 +207,19 @@ class HostMetrics(Collector):
         yield _labelled("fpstated_calls_under_way", under_way)
         if self._credentials is not None:
             yield _value("fpstated_certificate_loads_total", self._credentials.loads)
+
+    def _journal(self) -> Iterator[Metric]:
+        journal = self._agent.journal
+        if not isinstance(journal, DurableJournal):
+            return
+        yield _value("fpstated_journal_records_total", journal.commits.records)
+        yield _value("fpstated_journal_bytes_total", journal.commits.bytes)
+        seconds = _histogram("fpstated_journal_commit_seconds")
+        seconds.add_metric((), journal.commits.durations.buckets(), journal.commits.durations.seconds)
+        yield seconds
+        yield _value("fpstated_journal_backlog", journal.backlog)
+        yield _value("fpstated_storage_full", int(journal.full is not None))
+        yield _value("fpstated_storage_failed", int(journal.failure is not None))
 
 
 class MetricsLayer(Layer, Collector):
@@ -199,35 +245,27 @@ class MetricsLayer(Layer, Collector):
     def collect(self) -> Iterable[Metric]:
         """What was counted."""
         started, handled = _family("grpc_server_started_total"), _family("grpc_server_handled_total")
-        spec = _SPECS["grpc_server_handling_seconds"]
-        seconds = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+        seconds = _histogram("grpc_server_handling_seconds")
         for calls in self._calls.values():
             started.add_metric(calls.labels, calls.started)
             for code, number in calls.codes.items():
                 handled.add_metric((*calls.labels, code), number)
-            seconds.add_metric(calls.labels, calls.buckets(), calls.seconds)
+            seconds.add_metric(calls.labels, calls.durations.buckets(), calls.durations.seconds)
         yield from (started, handled, seconds)
 
 
 @dataclass(slots=True)
 class _Calls:
-    """The calls of one method: ``within`` counts by the first of ``_BOUNDS`` that was not passed."""
+    """The calls of one method."""
 
     labels: tuple[str, str, str]
     started: int = 0
-    seconds: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
-    within: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+    durations: Durations = field(default_factory=Durations)
 
     def ended(self, code: str, seconds: float) -> None:
         self.codes[code] = self.codes.get(code, 0) + 1
-        self.seconds += seconds
-        self.within[bisect.bisect_left(_BOUNDS, seconds)] += 1
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus has them: each holds those before it."""
-        bounds = [*map(str, _BOUNDS), "+Inf"]
-        return list(zip(bounds, itertools.accumulate(self.within), strict=True))
+        self.durations.add(seconds)
 
 
 def _code(context: Context) -> str:
@@ -251,13 +289,18 @@ def _family(name: str) -> CounterMetricFamily:
     return CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
 
 
+def _histogram(name: str) -> HistogramMetricFamily:
+    spec = _SPECS[name]
+    return HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+
+
 def _value(name: str, value: float) -> Metric:
     spec = _SPECS[name]
     family = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
     return family(spec.name, spec.help, value=value)
 
 
-def _labelled(name: str, values: dict[str, int]) -> Metric:
+def _labelled(name: str, values: Mapping[str, float]) -> Metric:
     spec = _SPECS[name]
     family = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
     made = family(spec.name, spec.help, labels=spec.labels)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -38,6 +39,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fpu_core.trace import CoreTracer
+from host_agent.journal.durable import DurableJournal
+from host_agent.journal.journal import JournalOptions
 from host_agent.service.access.layer import AccessLayer
 from host_agent.service.access.principal import local_principal
 from host_agent.service.address import (
@@ -64,6 +67,7 @@ from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESS
 from host_agent.service.metrics import HostMetrics
 from host_agent.service.migration_service import MigrationService
 from host_agent.service.options import ServerOptions
+from host_agent.service.release import ReleaseLayer
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
 from host_agent.service.trace_layer import TraceLayer
@@ -102,7 +106,7 @@ _OPTIONS: Final = (
 class HostServer:
     """A host that listens. ``agent`` is what it serves; ``address`` is where, once ``start`` has returned."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- keywords, all with defaults
         self,
         config: HostConfig,
         address: str,
@@ -113,12 +117,15 @@ class HostServer:
         tracer: CoreTracer | None = None,
         call_deadline_s: float = CALL_DEADLINE_S,
         bookmark_interval_s: float = BOOKMARK_INTERVAL_S,
+        journal: JournalOptions | None = None,
     ) -> None:
-        """Read the address and the certificates; nothing is opened yet. Raises ``AddressError``, ``CredentialsError``.
+        """Read the address, the certificates, and what is in the state directory; nothing listens yet.
+
+        Raises ``AddressError``, ``CredentialsError``, ``JournalError`` and ``OSError``.
 
         ``options`` is who may talk to the host, and how much; ``call_deadline_s`` is the deadline of a unary call that
         comes without one; ``bookmark_interval_s`` is how long a watcher goes without news; ``tracer`` hears every
-        hardware operation.
+        hardware operation. Without ``journal`` everything is in memory; with it the host goes on with what is in there.
         """
         self._options = options or ServerOptions()
         self._listen = parse_address(
@@ -130,7 +137,9 @@ class HostServer:
         )
         secure = isinstance(self._listen, TcpAddress) and self._listen.secure
         self.credentials = LiveCredentials(self._options.tls) if secure and self._options.tls is not None else None
-        self.agent = HostAgent(config, clock=clock, tracer=tracer)
+        config = replace(config, durable=journal is not None)
+        durable = DurableJournal(journal, config) if journal is not None else None
+        self.agent = HostAgent(config, clock=clock, tracer=tracer, journal=durable)
         self.limits = LimitLayer(self._options.peer_limits, self.agent.clock)
         self.metrics = HostMetrics(self.agent, self.limits, self.credentials)
         self.agent.listeners += [self.metrics, AgentLog(self.agent)]
@@ -140,6 +149,7 @@ class HostServer:
         self.address = self._listen.target
         self._call_deadline_s = call_deadline_s
         self._bookmark_interval_s = bookmark_interval_s
+        self._is_bound = False
         self._server: grpc.aio.Server | None = None
         self._drain: Drain | None = None
 
@@ -151,10 +161,22 @@ class HostServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen and serve. Raises ``AddressError`` where the socket is in use or cannot be had."""
+        """Listen and serve.
+
+        Raises ``AddressError`` where the socket is in use or cannot be had, ``Refused`` where the history forbids what
+        the configuration wants.
+        """
         assert self._server is None, "a server starts once"
+        try:
+            await self._start()
+        except BaseException:
+            self.agent.end()
+            raise
+
+    async def _start(self) -> None:
         if isinstance(self._listen, UnixAddress):
             prepare_socket(self._listen)
+        self.agent.start()
         server = grpc.aio.server(interceptors=[self._layers()], options=_OPTIONS)
         healths = await self._add_services(server)
         try:
@@ -175,6 +197,7 @@ class HostServer:
             TraceLayer(),
             self.metrics.layer,
             ErrorInterceptor(self._call_deadline_s),
+            ReleaseLayer(self.agent.journal),
             AccessLayer(self.agent.state, None if self.credentials is not None else local),
             self.limits,
             UnbuiltInterceptor(),
@@ -228,6 +251,7 @@ class HostServer:
             port = self._bound(server)
         except RuntimeError as error:
             raise AddressError(f"{self._listen.target}: {error}") from error
+        self._is_bound = True
         if isinstance(self._listen, TcpAddress):
             self.address = TcpAddress(self._listen.host, port, secure=self._listen.secure).target
 
@@ -266,14 +290,16 @@ class HostServer:
     async def stop(self, grace_s: float = 0.0) -> None:
         """End every call after ``grace_s`` seconds at most and close the socket. A second call changes nothing."""
         if self._server is None:
+            self.agent.end()
             return
         if self._drain is not None:
             self._drain.cancel()
         await self._server.stop(grace_s)
         await self._admin.aclose()
-        self.agent.close()
-        if isinstance(self._listen, UnixAddress):
+        if isinstance(self._listen, UnixAddress) and self._is_bound:
+            self._is_bound = False  # from here on it may be another's
             _unlink(self._listen.path)
+        self.agent.end()  # whoever waits for the directory finds the address free
 
 
 def _unlink(path: Path) -> None:

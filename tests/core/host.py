@@ -23,6 +23,11 @@ from host_agent.events import (
     RegisterWrite,
     RejectedOutcome,
 )
+from host_agent.journal.command import pack_command
+from host_agent.journal.outcome import pack_outcome
+from host_agent.journal.record import pack_record
+from host_agent.journal.recovery import Recovered, replay_records
+from host_agent.journal.snapshot import read_snapshot, snapshot_bytes
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.machine import HostMachine
 from host_agent.state import HostConfig, SessionRecord, VcpuSide
@@ -52,6 +57,9 @@ class Host:
     config: HostConfig = field(default_factory=host_config)
     now_ns: int = 0
     records: list[tuple[int, Command]] = field(default_factory=list)
+    #: The records of a journal, by number, and the CRC of the last.
+    bodies: list[tuple[int, bytes]] = field(default_factory=list)
+    crc: int = 0
     #: Events whose final outcome is still to come, and every outcome as last heard; by (vCPU, number).
     pending: set[tuple[str, int]] = field(default_factory=set)
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
@@ -61,7 +69,15 @@ class Host:
 
     def __post_init__(self) -> None:
         self.machine = HostMachine(self.config)
-        self.machine.on_applied = lambda now_ns, command, _reply: self.records.append((now_ns, command))
+        self.machine.on_applied = self._applied
+
+    def _applied(self, now_ns: int, command: Command, result: object) -> None:
+        """Write it down twice: as the text of a log, and as an agent's journal does."""
+        self.records.append((now_ns, command))
+        state = self.machine.state
+        outcome = pack_outcome(command, result, state.effects)
+        body, self.crc = pack_record(self.crc, state.revision, now_ns, pack_command(command), outcome)
+        self.bodies.append((len(self.bodies) + 1, body))
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -169,6 +185,19 @@ class Host:
     def replayed(self) -> HostMachine:
         """A second machine, made from the text of the log."""
         return log.replay(*log.read_log(self.log_lines()))
+
+    def reloaded(self) -> Recovered:
+        """A snapshot of this moment, loaded again: a machine that must go on as this one does."""
+        raw = snapshot_bytes(self.machine.state, len(self.bodies), self.crc)
+        loaded = read_snapshot(raw, "a snapshot")
+        assert loaded.machine.digest() == self.machine.digest()
+        loaded.machine.check()
+        assert snapshot_bytes(loaded.machine.state, loaded.n, loaded.crc) == raw, "nothing was lost that is no digest"
+        return Recovered(loaded.machine, loaded.n, loaded.crc)
+
+    def recovered(self) -> HostMachine:
+        """A third one, made from the journal; every outcome in it was the same again."""
+        return replay_records(Recovered(HostMachine(self.config), 0, 0), self.bodies).machine
 
 
 def _not_taken(outcome: Outcome) -> bool:

@@ -15,6 +15,7 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from host_agent.journal.journal import JournalOptions
 from host_agent.service.address import AddressError
 from host_agent.service.clock import ManualClock
 from host_agent.service.metrics import METRICS
@@ -29,12 +30,13 @@ Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest_asyncio.fixture
 async def watched(tmp_path: Path) -> AsyncIterator[World]:
-    """A host with both admin listeners."""
+    """A host with both admin listeners and a state directory."""
     clock = ManualClock()
     options = ServerOptions(metrics="127.0.0.1:0", admin=f"unix:{tmp_path}/admin")
     config = HostConfig(faults=True, check_invariants=True, byte_limit=10_000_000)
+    journal = JournalOptions(directory=tmp_path / "state")
     async with (
-        HostServer(config, f"unix:{tmp_path}/s", options=options, clock=clock) as server,
+        HostServer(config, f"unix:{tmp_path}/s", options=options, clock=clock, journal=journal) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         yield World(server, clock, channel)
@@ -103,6 +105,7 @@ async def test_every_metric_appears_and_moves(watched: World) -> None:
     moved = {name for (name, labels), found in after.items() if found != value(before, name, **dict(labels))}
     expected = {spec.name for spec in METRICS if spec.kind != "histogram"}
     only_otherwise = {"fpstated_draining", "fpstated_certificate_loads_total", "fpstate_bytes_limit"}
+    only_otherwise |= {"fpstated_journal_backlog", "fpstated_storage_full", "fpstated_storage_failed"}
     assert expected - moved == only_otherwise
     assert value(after, "fpstate_growths_total", outcome="grown") == 2
     for outcome in ("no_memory", "quota", "no_permission"):
@@ -117,6 +120,8 @@ async def test_every_metric_appears_and_moves(watched: World) -> None:
     assert value(after, "fpstated_calls_under_way", kind="stream") == 2
     assert value(after, "fpstate_bytes") == server.agent.state.allocator.host.used_bytes
     assert value(after, "fpstate_bytes_limit") == 10_000_000
+    commits = value(after, "fpstated_journal_commit_seconds_count")
+    assert 0 < commits <= value(after, "fpstated_journal_records_total") < value(after, "fpstated_journal_bytes_total")
     call = {"grpc_type": "unary", "grpc_service": "fpstate.v1.VmService", "grpc_method": "GetVm"}
     assert value(after, "grpc_server_started_total", **call) == 1
     assert value(after, "grpc_server_handled_total", **call, grpc_code="NOT_FOUND") == 1
@@ -158,6 +163,7 @@ async def test_draining_and_certificates_are_metrics_too(tmp_path: Path) -> None
         after = await scrape(server)
         assert await get(server.metrics_address, b"GET /healthz HTTP/1.1\r\n\r\n") == (503, b"NOT_SERVING\n")
     assert value(before, "fpstated_certificate_loads_total") == 1
+    assert not any(name.startswith(("fpstated_journal", "fpstated_storage")) for name, _ in after), "it is ephemeral"
     assert (value(before, "fpstated_draining"), value(after, "fpstated_draining")) == (0, 1)
 
 

@@ -286,6 +286,17 @@ async def _end_of(stream: Any) -> grpc.aio.AioRpcError:  # noqa: ANN401 -- a cal
 
 
 @pytest.mark.asyncio
+async def test_a_second_stop_leaves_the_next_host_alone(tmp_path: Path) -> None:
+    """Its socket is where the first one's was."""
+    address = f"unix:{tmp_path}/s"
+    async with HostServer(HostConfig(), address) as first:
+        pass
+    async with HostServer(HostConfig(), address):
+        await first.stop()
+        assert (tmp_path / "s").is_socket()
+
+
+@pytest.mark.asyncio
 async def test_drain_and_stop_does_not_wait_for_an_idle_stream(world: World) -> None:
     """The stream is ended by the drain, so the server stops without the whole grace."""
     guest = await world.guest()

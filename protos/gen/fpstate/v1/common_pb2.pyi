@@ -43,8 +43,8 @@ class ResponseHeader(_message.Message):
     host: _builtins.str
     """Name of the host that answered: 1 to 253 characters."""
     boot_id: _builtins.str
-    """Changes with each start of the host process that could not recover its predecessor's state; a UUID. While it stays
-    the same, revisions are comparable.
+    """Changes with each start of the host process that could not recover its predecessor's state, or recovered an older one
+    from a backup; a UUID. While it stays the same, revisions are comparable.
     """
     revision: _builtins.int
     """The host's revision when it answered, from 0: one counter per host, raised by each command that changed something.

@@ -244,6 +244,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     the host has forgotten is answered on the stream, with Compacted, and is no error.)
     Code: OUT_OF_RANGE. Metadata: revision (the caller's), currentRevision.
     """
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 143
+    """The host's disk has no room for another record of its journal. What was under way has not happened; reads go on, and
+    new work is taken as soon as there is room.
+    Code: RESOURCE_EXHAUSTED, with RetryInfo. Metadata: none.
+    """
+    ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 144
+    """The host could not write its journal, and stops: what it would answer might not survive. Ask again when it is back.
+    Code: UNAVAILABLE, with RetryInfo. Metadata: none.
+    """
     ERROR_REASON_FAULTS_NOT_ENABLED: _ErrorReason.ValueType  # 160
     """The host was not started with faults enabled.
     Code: FAILED_PRECONDITION. Metadata: none.
@@ -510,6 +519,15 @@ ERROR_REASON_REVISION_IN_FUTURE: ErrorReason.ValueType  # 142
 """The revision to watch from is larger than the host's: it comes from another host or boot. List again. (A revision that
 the host has forgotten is answered on the stream, with Compacted, and is no error.)
 Code: OUT_OF_RANGE. Metadata: revision (the caller's), currentRevision.
+"""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 143
+"""The host's disk has no room for another record of its journal. What was under way has not happened; reads go on, and
+new work is taken as soon as there is room.
+Code: RESOURCE_EXHAUSTED, with RetryInfo. Metadata: none.
+"""
+ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 144
+"""The host could not write its journal, and stops: what it would answer might not survive. Ask again when it is back.
+Code: UNAVAILABLE, with RetryInfo. Metadata: none.
 """
 ERROR_REASON_FAULTS_NOT_ENABLED: ErrorReason.ValueType  # 160
 """The host was not started with faults enabled.

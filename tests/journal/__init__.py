@@ -1,0 +1,1 @@
+"""Durable commands: what is acknowledged is there afterwards, and nothing else is."""
