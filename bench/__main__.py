@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import memory, swap
+from bench import journal, memory, swap
 from bench.report import Row, print_table, write_json
 
-GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {"swap": swap.rows, "memory": memory.rows}
+GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {"swap": swap.rows, "memory": memory.rows, "journal": journal.rows}
 
 
 def main(argv: list[str] | None = None) -> int:
