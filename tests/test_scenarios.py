@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios.block import ScenarioError
-from tests.scenarios.runner import difference, run
+from tests.scenarios.runner import FOLDER, difference, name_of, run
 
-FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
+FILES = sorted(FOLDER.rglob("*.txt"))
 
 SMALL = """\
 # A VM, to have something to look at.
@@ -20,7 +20,7 @@ H  vm a: sapphire-rapids, kernel rules 6.18     XCR0 0x602e7
 """
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_scenario(path: Path, rewrite: bool) -> None:
     """The file's commands print its output, every invariant holds after each, and the log replays to one digest."""
     expected = path.read_text(encoding="utf-8")
@@ -33,9 +33,9 @@ def test_scenario(path: Path, rewrite: bool) -> None:
 
 
 def test_files_are_numbered_and_open_with_a_sentence() -> None:
-    """Each file has a number of its own, and the first line of each says in a sentence what it shows."""
-    numbers = [path.name[:2] for path in FILES]
-    assert all(number.isdecimal() for number in numbers)
+    """Each file has a number of its own in its folder, and the first line of each says in a sentence what it shows."""
+    numbers = [(path.parent, path.name.partition("-")[0]) for path in FILES]
+    assert all(number.isdecimal() and len(number) == 2 for _folder, number in numbers)
     assert len(set(numbers)) == len(numbers)
     for path in FILES:
         first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -49,6 +49,12 @@ def test_a_wrong_expectation_is_shown_as_a_diff_with_the_command_that_accepts_it
     assert "-H  vm a: sapphire-rapids, kernel rules 5.16" in shown
     assert "+H  vm a: sapphire-rapids, kernel rules 6.18" in shown
     assert "pytest tests/test_scenarios.py -k 07-example --rewrite" in shown
+
+
+def test_the_command_names_the_folder_too() -> None:
+    """A file in the folder of a suite is told apart from one of the same name elsewhere."""
+    shown = difference(FOLDER / "a-suite" / "01-example.txt", SMALL, SMALL)
+    assert "-k a-suite/01-example --rewrite" in shown
 
 
 def test_a_rewrite_changes_nothing_but_the_output() -> None:

@@ -16,6 +16,7 @@ from fpu_core.errors import Errno
 from fpu_core.guest import update_guest_xfd
 from fpu_core.realloc import Reallocated, ReallocFailed
 from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
+from host_agent.kvm.caps import KvmCaps
 from host_agent.kvm.growth import needs_action, update_intercepts
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xss import xss_error, xss_unsupported
@@ -38,6 +39,15 @@ class MsrsSet:
 
     processed: int
     reallocated: Reallocated | None = None
+
+
+def msr_index_list(caps: KvmCaps) -> tuple[int, ...]:
+    """KVM_GET_MSR_INDEX_LIST, of these three: what a VMM has to save on this host.
+
+    Source: arch/x86/kvm/x86.c, kvm_probe_msr_to_save().
+    """
+    xfd = (MSR_IA32_XFD, MSR_IA32_XFD_ERR) if "XFD" in caps.features else ()
+    return (*xfd, MSR_IA32_XSS) if caps.supported_xss else xfd
 
 
 def get_msrs(vcpu: Vcpu, indices: Sequence[int]) -> list[MsrEntry] | Errno:

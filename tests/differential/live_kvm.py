@@ -18,9 +18,9 @@ from fpstated.native_cpuid import NoCpuidError, native_profile
 from fpu_core.config import FpuConfig, boot
 from fpu_core.fpu import KVM_XSAVE_BYTES, Fpu, FpuHost
 from fpu_core.permission import XcompOp, get_permitted, get_supported, request_permission
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
 from host_agent.kvm.caps import KvmCaps, kvm_caps
 from host_agent.kvm.cpuid import CpuidTable, find_entry, xss_of
+from host_agent.kvm.msrs_ioctl import msr_index_list
 from host_agent.kvm.supported_cpuid import supported_cpuid
 from tests.differential.kvm_device import KVM_CAP_XSAVE2, KvmUnusableError, RealKvm, RealVcpu, arch_prctl
 from tests.differential.live_guest import IMAGE, IMAGE_AT, KERNEL_STACK, address
@@ -83,9 +83,7 @@ def _compare_once(report: Report, config: FpuConfig, caps: KvmCaps, kvm: RealKvm
     size = max(KVM_XSAVE_BYTES, config.user_size(permitted))
     report.compare("KVM_CAP_XSAVE2", "bytes", size, kvm.check_extension(KVM_CAP_XSAVE2))
     listed = kvm.msr_index_list() & set(MSRS)
-    xfd = {MSR_IA32_XFD, MSR_IA32_XFD_ERR} if "XFD" in caps.features else set()
-    xss = {MSR_IA32_XSS} if caps.supported_xss else set()
-    report.compare("KVM_GET_MSR_INDEX_LIST", "XFD, XFD_ERR, XSS", sorted(xfd | xss), sorted(listed))
+    report.compare("KVM_GET_MSR_INDEX_LIST", "XFD, XFD_ERR, XSS", list(msr_index_list(caps)), sorted(listed))
 
 
 def _leaf_0xd(table: CpuidTable) -> CpuidTable:

@@ -36,7 +36,7 @@ def create_vm(world: World, words: Words) -> None:
     vm_id, limit, without = words.take("a name"), words.key("limit"), words.key("without")
     profile = words.key("profile", world.state.config.default_profile)
     protected = words.flag("protected")
-    policy = words.key("policy", "on_swap")
+    policy = words.key("policy", world.policy)
     command = CreateVm(
         vm_id=vm_id,
         profile="" if without else profile,

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Final
 
 _RIGHT_COLUMN: Final = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: what happened on the left, what came of it on the right."""
+
+    lane: str
+    left: str
+    right: str
+
+    def text(self) -> str:
+        """The line as a file has it."""
+        left = f"{self.lane}  {self.left}"
+        return f"{left:<{_RIGHT_COLUMN - 1}} {self.right}" if self.right else left
 
 
 class Lanes:
     """Collects the lines of one block."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[Line] = []
 
     def host(self, left: str, right: str = "") -> None:
         """A line of the host."""
-        self._add("H", left, right)
+        self._lines.append(Line("H", left, right))
 
     def inner(self, left: str, right: str = "") -> None:
         """A line of the host inside the one above: a hardware operation, an allocation."""
-        self._add("H", "  " + left, right)
+        self._lines.append(Line("H", "  " + left, right))
 
     def guest(self, left: str, right: str = "") -> None:
         """A line of the guest."""
-        self._add("G", left, right)
+        self._lines.append(Line("G", left, right))
 
     def user(self, left: str, right: str = "") -> None:
         """A line of userspace."""
-        self._add("U", left, right)
+        self._lines.append(Line("U", left, right))
 
     def event(self, lane: str, text: str) -> None:
         """An event of a guest, in the lane it belongs to."""
-        self._add(lane, text, "")
+        self._lines.append(Line(lane, text, ""))
 
     def append(self, right: str) -> None:
         """Complete the last line with its right-hand column."""
-        self._lines[-1] = _columns(self._lines[-1], right)
+        last = self._lines[-1]
+        self._lines[-1] = replace(last, right=f"{last.right} {right}" if last.right else right)
 
     @property
     def count(self) -> int:
@@ -45,16 +61,13 @@ class Lanes:
     @property
     def lines(self) -> tuple[str, ...]:
         """What was said since the last ``take``."""
-        return tuple(self._lines)
+        return tuple(line.text() for line in self._lines)
+
+    def cut(self, count: int) -> list[Line]:
+        """Take back what was said since there were ``count`` lines."""
+        said, self._lines[count:] = self._lines[count:], []
+        return said
 
     def take(self) -> tuple[str, ...]:
         """Hand the lines over."""
-        lines, self._lines = tuple(self._lines), []
-        return lines
-
-    def _add(self, lane: str, left: str, right: str) -> None:
-        self._lines.append(_columns(f"{lane}  {left}", right))
-
-
-def _columns(left: str, right: str) -> str:
-    return f"{left:<{_RIGHT_COLUMN - 1}} {right}" if right else left
+        return tuple(line.text() for line in self.cut(0))

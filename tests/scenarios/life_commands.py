@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from fpu_core.config import FpuConfig
 from fpu_core.errors import Errno
 from fpu_core.permission import XcompOp
 from fpu_core.sigframe import SW_BYTES_OFFSET, sigframe_size
@@ -30,7 +31,7 @@ from host_agent.task_commands import (
     SuspendHost,
 )
 from tests.scenarios.block import ScenarioError
-from tests.scenarios.operands import Words, feature, mask, number, span
+from tests.scenarios.operands import FEATURES, Words, feature, mask, number, span
 from tests.scenarios.world import World
 
 #: A place in user memory where a GET may put its answer.
@@ -140,6 +141,38 @@ def _frame(world: World, label: str) -> str:
     return f"XSTATE_BV={format_mask(bv)}, sw bytes: {size} B of {features:#x}"
 
 
+def _read_frame(world: World, label: str, words: Words) -> None:
+    """``task NAME reads-frame FEATURE``: both magic words, and what the frame says of one feature."""
+    nr = feature(words.take("a feature"))
+    words.end()
+    frame, config = world.task(label).frames[-1], world.task(label).fpu.host.config
+    start = frame.address - frame.memory.base
+    image = bytes(frame.memory.data[start : start + config.user_size(config.user.max_features)])
+    magic = [_word(image, "magic1"), int.from_bytes(_magic2(frame.memory.data, start, image), "little")]
+    in_use = "set" if _word(image, "xstate_bv") >> nr & 1 else "clear"
+    says = f"XSTATE_BV[{nr}] {in_use}, {_component(world, config, nr, image)}"
+    world.lanes.user(f"{label}: frame, magic {magic[0]:#x} {magic[1]:#x}", says)
+
+
+def _magic2(data: bytearray, start: int, image: bytes) -> bytes:
+    """Behind the image, as its own size says."""
+    at = start + _word(image, "xstate_size")
+    return bytes(data[at : at + 4])
+
+
+def _word(image: bytes, name: str) -> int:
+    at, form = _FIELDS[name][0], _FIELDS[name][1]
+    found: int = struct.unpack_from(form, image, at)[0]
+    return found
+
+
+def _component(world: World, config: FpuConfig, nr: int, image: bytes) -> str:
+    """What an image in the user format has at the place of a feature, whatever XSTATE_BV says."""
+    at = config.table.offset(config.user.max_features, nr, compacted=False)
+    raw = image[at : at + config.table.size_bytes(nr)]
+    return f"{XFEATURE_NAMES[nr]}={world.patterns.describe(nr, raw)}"
+
+
 def _edit(world: World, label: str, words: Words) -> None:
     """``task NAME edits-frame FIELD=VALUE``, or ``FEATURE PATTERN``."""
     record = world.task(label)
@@ -169,8 +202,15 @@ def _sigreturn(world: World, label: str, words: Words) -> None:
 
 
 def _ptrace(world: World, label: str, words: Words) -> None:
-    """``task NAME ptrace get [LENGTH]`` or ``ptrace set [len=N] [FIELD=VALUE ...] [FEATURE PATTERN]``."""
+    """``ptrace get [LENGTH|FEATURE]`` or ``ptrace set [len=N] [FIELD=VALUE ...] [FEATURE PATTERN]``."""
     way = words.take("get or set")
+    if way == "get" and words.peek() in FEATURES:
+        nr = feature(words.take("a feature"))
+        words.end()
+        image, config = _get(world, label, 65536), world.task(label).fpu.host.config
+        assert isinstance(image, bytes)
+        world.lanes.user(f"{label}: GETREGSET NT_X86_XSTATE", _component(world, config, nr, image))
+        return
     if way == "get":
         length = number(words.take("a length")) if words.peek() else 65536
         words.end()
@@ -261,6 +301,7 @@ LIFE_DEEDS: Final[dict[str, Callable[[World, str, Words], None]]] = {
     "avx512": _avx512,
     "signal": _signal,
     "edits-frame": _edit,
+    "reads-frame": _read_frame,
     "sigreturn": _sigreturn,
     "ptrace": _ptrace,
 }

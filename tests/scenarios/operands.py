@@ -73,9 +73,10 @@ class Words:
 
 
 def number(text: str) -> int:
-    """A number, decimal or 0x."""
+    """A number, decimal or 0x; ``1<<18`` is one too."""
+    value, _, shift = text.partition("<<")
     try:
-        return int(text, 0)
+        return int(value, 0) << int(shift or "0", 0)
     except ValueError:
         raise ScenarioError(f"expected a number, got {text!r}") from None
 
@@ -88,10 +89,11 @@ def feature(text: str) -> int:
 
 
 def mask(text: str) -> int:
-    """A mask: 0x602e7, 0, or names joined by ``|``."""
-    if text[:1].isdigit():
-        return number(text)
-    return feature_mask(*(feature(name) for name in text.split("|")))
+    """A mask: 0x602e7, 0, 1<<18, feature names, or several of them joined by ``|``."""
+    bits = 0
+    for part in text.split("|"):
+        bits |= number(part) if part[:1].isdigit() else feature_mask(feature(part))
+    return bits
 
 
 def duration_ns(text: str) -> int:

@@ -20,6 +20,7 @@ from tests.scenarios import (
     task_commands,
 )
 from tests.scenarios.block import Block, Command, ScenarioError, format_blocks, parse_blocks
+from tests.scenarios.each import each
 from tests.scenarios.operands import Words
 from tests.scenarios.world import World, refusal
 
@@ -40,6 +41,7 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
     "trace": host_commands.trace,
     "replay": host_commands.replay,
     "task": task_commands.task,
+    "take-turns": task_commands.take_turns,
     "cpu": life_commands.cpu,
     "suspend": life_commands.suspend,
     "session": session_commands.session,
@@ -53,6 +55,7 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
     "set-xcrs": state_commands.set_xcrs_command,
     "get-msrs": state_commands.get_msrs_command,
     "set-msrs": state_commands.set_msrs_command,
+    "msr-index-list": state_commands.msr_index_list_command,
     "required-size": state_commands.required_size_command,
     "save-restore": state_commands.save_restore,
     "controller": controller_commands.controller,
@@ -61,14 +64,25 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
 }
 
 
-def run(text: str) -> str:
+#: Where the files are.
+FOLDER: Final = Path(__file__).parent
+
+
+def name_of(path: Path) -> str:
+    """A file's name as a test has it: ``07-example``, ``kvm-unit-tests/xsave/01-example``."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix() if path.is_relative_to(FOLDER) else path.stem
+
+
+def run(text: str, *, policy: str = "on_swap") -> str:
     """Run a scenario and return the file as it would be with what was printed.
+
+    ``policy`` is the allocation policy of the VMs for which the file names none.
 
     Raises ``ScenarioError`` for a file that cannot be run, and for a log whose replay does not reach the same digest.
     A violated invariant raises the core's own ``CoreBug``: no file can expect one.
     """
     blocks = parse_blocks(text)
-    world = World()
+    world = World(policy)
     outputs = [_run_block(world, block) for block in blocks]
     if world.planned is not None:
         raise ScenarioError("a preemption was planned and never happened")
@@ -88,9 +102,12 @@ def _run_block(world: World, block: Block) -> tuple[str, ...]:
 def run_command(world: World, command: Command) -> None:
     """Carry out one command; what it prints stands in the world's lanes, a refusal too."""
     words = Words(command.text)
+    if words.name == "each":
+        each(world.lanes, command.text, lambda text: run_command(world, Command(text, command.line)))
+        return
     handler = COMMANDS.get(words.name)
     if handler is None:
-        raise ScenarioError(f"expected one of {', '.join(COMMANDS)}")
+        raise ScenarioError(f"expected one of {', '.join(COMMANDS)}, each")
     try:
         handler(world, words)
     except Refused as refused:
@@ -103,6 +120,6 @@ def run_command(world: World, command: Command) -> None:
 def difference(path: Path, expected: str, printed: str, *, rewrite: str = "") -> str:
     """A unified diff, and what to do about it; ``rewrite`` are the tests that write the file anew."""
     diff = difflib.unified_diff(expected.splitlines(), printed.splitlines(), "expected", "printed", n=6, lineterm="")
-    tests = rewrite or f"tests/test_scenarios.py -k {path.stem}"
+    tests = rewrite or f"tests/test_scenarios.py -k {name_of(path)}"
     command = f".venv/bin/python -m pytest {tests} --rewrite"
     return "\n".join([f"{path.name} prints something else:", "", *diff, "", f"if that is right: {command}"])

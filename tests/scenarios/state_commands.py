@@ -20,6 +20,7 @@ from host_agent.commands import (
 )
 from host_agent.events import Growth
 from host_agent.kvm.lifecycle import VcpuState
+from host_agent.kvm.msrs_ioctl import msr_index_list
 from host_agent.sessions import Opened
 from host_agent.state import VcpuSide, VmRecord
 from host_agent.vcpu_state import MsrsReply, get_msrs, get_xcrs, get_xsave, get_xsave2
@@ -129,6 +130,15 @@ def set_msrs_command(world: World, words: Words) -> None:
     _tell_done(world, line, f"= {done.processed}", done.reallocated)
 
 
+def msr_index_list_command(world: World, words: Words) -> None:
+    """KVM_GET_MSR_INDEX_LIST, of the MSRs that hang on FPU state."""
+    vm = world.vm(words.key("vm"))
+    words.end()
+    listed = msr_index_list(vm.kvm.caps)
+    names = [name for name, index in MSRS.items() if index in listed]
+    world.lanes.user("KVM_GET_MSR_INDEX_LIST", " ".join(names) or "none of XFD, XFD_ERR, XSS")
+
+
 def required_size_command(world: World, words: Words) -> None:
     """KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2)."""
     vm = world.vm(words.take("a VM") if words.peek() else "")
@@ -228,7 +238,7 @@ def _load(world: World, name: str, saved: Saved, what: str) -> None:
 def _make_again(world: World, vm: VmRecord, index: int) -> None:
     """The same VM: processor, kernel, policy, permission, CPUID; then the vCPU."""
     permitted = get_permitted(vm.kvm.leader, guest=True) & XFEATURE_MASK_USER_DYNAMIC
-    task = vm.kvm.vcpus[index].agent
+    task, cpuid = vm.kvm.vcpus[index].agent, vm.kvm.vcpus[index].cpuid
     world.apply(DeleteVm(vm=vm.name, force=True))
     world.machine.take_effects()
     world.apply(
@@ -249,3 +259,5 @@ def _make_again(world: World, vm: VmRecord, index: int) -> None:
         world.apply(SetCpuid(vm=vm.name, table=vm.kvm.cpuid.table))
     main = "main" if isinstance(task, VcpuSide) and task.task == "main" else ""
     world.apply(CreateVcpu(vm=vm.name, index=index, task=main))
+    if not vm.kvm.cpuid_given and cpuid.table != vm.kvm.cpuid.table:
+        world.apply(SetCpuid(vm=vm.name, vcpu=f"{vm.name}/vcpus/{index}", table=cpuid.table))

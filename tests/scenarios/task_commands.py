@@ -118,6 +118,36 @@ def _exit(world: World, label: str, words: Words) -> None:
     world.apply(ExitTask(task=world.task_name(label)))
 
 
+def take_turns(world: World, words: Words) -> None:
+    """``take-turns FEATURE TASK... [rounds=N] [cpu=N]``: in turn each finds its own bytes and loads new ones."""
+    nr, rounds, cpu = feature(words.take("a feature")), number(words.key("rounds", "10")), number(words.key("cpu", "0"))
+    labels = []
+    while words.peek():
+        labels.append(words.take("a task"))
+    words.end()
+    before = dict.fromkeys(labels, bytes(_span(world, nr)[1]))
+    turns = [(turn, label) for turn in range(rounds) for label in labels]
+    for turn, label in turns:
+        new = world.patterns.bytes_of(f"{label}-{turn}", len(before[label]))
+        if _one_turn(world, label, nr, cpu, new) != before[label]:
+            raise ScenarioError(f"take-turns: {label} lost its {XFEATURE_NAMES[nr]} in round {turn + 1}")
+        before[label] = new
+    what = f"{rounds} rounds of {XFEATURE_NAMES[nr]} on cpu {cpu}"
+    world.lanes.user(f"{', '.join(labels)}: {what}", f"{len(turns)} of {len(turns)} found their own")
+
+
+def _one_turn(world: World, label: str, nr: int, cpu: int, new: bytes) -> bytes:
+    """The task's turn on the CPU; what it found."""
+    world.acting_task = world.task(label)
+    name, offset = world.task_name(label), _span(world, nr)[0]
+    world.apply(ScheduleTask(task=name, cpu=cpu))
+    found: FeatureUse = world.apply(UseFeature(task=name, feature=nr, offset=offset, length=len(new)))
+    loaded: FeatureUse = world.apply(UseFeature(task=name, feature=nr, offset=offset, data=new))
+    if found.signal or loaded.signal:
+        raise ScenarioError(f"take-turns: {label} got {found.signal or loaded.signal}")
+    return found.data
+
+
 def _home(record: TaskRecord) -> str:
     return f"home cpu {record.home_cpu}"
 

@@ -48,8 +48,10 @@ class PlannedPreemption:
 class World:
     """One scenario's world. Commands print to ``lanes``."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: str = "on_swap") -> None:
         self.lanes = Lanes()
+        #: The allocation policy of VMs for which the file names none.
+        self.policy = policy
         self.patterns = Patterns()
         self.patterns.remember("default", INIT_PKRU.to_bytes(4, "little"))
         #: The guests' memory by name, and the name the last XSAVE instruction had.
