@@ -12,6 +12,10 @@ from tests.scenarios.runner import FOLDER, difference, name_of, run
 
 FILES = sorted(FOLDER.rglob("*.txt"))
 
+#: Whose files run under every policy: VMs of which every write has room or can have it.
+POLICY_FOLDERS = ("amx_test", "state_test")
+POLICIES = ("on_write", "on_cpuid", "three_buffer")
+
 SMALL = """\
 # A VM, to have something to look at.
 create-vm a
@@ -30,6 +34,28 @@ def test_scenario(path: Path, rewrite: bool) -> None:
     if not rewrite:
         pytest.fail(difference(path, expected, printed), pytrace=False)
     path.write_text(printed, encoding="utf-8")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in POLICY_FOLDERS], ids=name_of)
+def test_guest_and_userspace_see_the_same_under_each_policy(path: Path, policy: str) -> None:
+    """When memory is taken is nobody's business but the host's: every answer to a guest and to a VMM is the same."""
+    text = path.read_text(encoding="utf-8")
+    printed = run(text, policy=policy)
+    assert f", {policy}\n" in printed
+    assert _seen(printed) == _seen(text)
+
+
+def _seen(text: str) -> list[str]:
+    """What guest and userspace are told. Not: sizes of containers, and what the host intercepts from now on."""
+    told: list[str] = []
+    for line in text.splitlines():
+        left, right = line[3:46].strip(), line[46:].strip()
+        if line.startswith("G    "):  # the answer stands below, because the host did something in between
+            told[-1] += right if left == "..." else left
+        elif line.startswith(("G  ", "U  ")) and not left.startswith("KVM_CREATE_VCPU"):
+            told.append(f"{left}: {right.partition(';')[0] if line[0] == 'G' else right}".replace("commit", "done"))
+    return told
 
 
 def test_files_are_numbered_and_open_with_a_sentence() -> None:

@@ -24,12 +24,10 @@ from host_agent.kvm.cpuid import (
     xcr0_of,
     xss_of,
 )
-from host_agent.kvm.restore import StateSet
 from host_agent.kvm.set_cpuid import cpuid_refused, guest_cpuid, runtime_cpuid, set_cpuid2
 from host_agent.kvm.supported_cpuid import cut_down, hide_features
 from host_agent.kvm.vcpu import KvmVm
 from host_agent.kvm.xcr0 import xcr0_error
-from host_agent.kvm.xsave_ioctl import get_xsave2, set_xsave
 from tests.core.world import Guest, World
 
 AMX_BITS = 1 << 22 | 1 << 24 | 1 << 25
@@ -239,24 +237,3 @@ def test_a_guest_reads_its_own_table() -> None:
     assert (regs.eax, regs.ebx, regs.ecx) == (0x602E7, 576, 11008)
     assert guest_cpuid(guest.vcpu, 0x1).ecx >> 27 & 1, "CR4.OSXSAVE is taken to be set until a write of CR4 is reported"
     assert guest_cpuid(guest.vcpu, 0xD, 63) == ABSENT
-
-
-@pytest.mark.parametrize("given", [None, ()], ids=["before any KVM_SET_CPUID2", "with an empty CPUID"])
-@pytest.mark.parametrize("bv", [0x202, 0x2E7], ids=["what the guest had in use", "all that is supported"])
-def test_state_goes_into_a_vcpu_without_a_cpuid(given: CpuidTable | None, bv: int) -> None:
-    """state_test's dummy vCPU: KVM_SET_XSAVE is not judged by the guest's CPUID, and all four of it succeed.
-
-    KVM_GET_XSAVE2 is: of what went in only x87 and SSE come out. Source: selftests/kvm/x86/state_test.c.
-    """
-    _, guest = world_of()
-    vcpu = guest.vcpu
-    if given is not None:
-        assert set_cpuid2(vcpu, GuestCpuid(given, vcpu.vm.caps)) is Errno.OK
-    raw = bytearray(vcpu.guest.uabi_size)
-    raw[24:28] = (0x1F80).to_bytes(4, "little")
-    raw[512:520] = bv.to_bytes(8, "little")
-    assert set_xsave(vcpu, bytes(raw)) == StateSet()
-    out = get_xsave2(vcpu)
-    assert isinstance(out, bytes)
-    exported = 0x602E7 if given is None else 0
-    assert int.from_bytes(out[512:520], "little") == bv & (exported | 3)

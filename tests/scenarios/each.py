@@ -1,4 +1,4 @@
-"""``each 1-4,8 COMMAND``: one command for each of many numbers, which stand for ``{}`` in it; told by what came of it."""
+"""``each 1-4,8 COMMAND``: a command for each of many numbers, which stand for ``{}`` in it, told by what came of it."""
 
 from __future__ import annotations
 
