@@ -106,7 +106,7 @@ def _nm(_world: World, words: Words) -> Parsed:
 
 def _xsetbv(_world: World, words: Words) -> Parsed:
     value, index, cpl = mask(words.take("a value")), number(words.key("index", "0")), number(words.key("cpl", "0"))
-    return "G", f"XSETBV XCR{index}={value:#x}" + (f" at CPL {cpl}" if cpl else ""), Xsetbv(index, value, cpl)
+    return "G", f"XSETBV {_xcr(index)}={value:#x}" + (f" at CPL {cpl}" if cpl else ""), Xsetbv(index, value, cpl)
 
 
 def _wrmsr(_world: World, words: Words) -> Parsed:
@@ -122,7 +122,11 @@ def _rdmsr(_world: World, words: Words) -> Parsed:
 
 def _xgetbv(_world: World, words: Words) -> Parsed:
     index = number(words.take("an index"))
-    return "G", f"XGETBV XCR{index:#x}" if index > 9 else f"XGETBV XCR{index}", Xgetbv(index)
+    return "G", f"XGETBV {_xcr(index)}", Xgetbv(index)
+
+
+def _xcr(index: int) -> str:
+    return f"XCR{index:#x}" if index > 9 else f"XCR{index}"
 
 
 def _write_cr4(_world: World, words: Words) -> Parsed:

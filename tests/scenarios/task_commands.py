@@ -119,21 +119,21 @@ def _exit(world: World, label: str, words: Words) -> None:
 
 
 def take_turns(world: World, words: Words) -> None:
-    """``take-turns FEATURE TASK... [rounds=N] [cpu=N]``: in turn each finds its own bytes and loads new ones."""
+    """``take-turns FEATURE TASK... [rounds=N] [cpu=N]``: each loads bytes; then in turn each finds them, and loads others."""
     nr, rounds, cpu = feature(words.take("a feature")), number(words.key("rounds", "10")), number(words.key("cpu", "0"))
     labels = []
     while words.peek():
         labels.append(words.take("a task"))
     words.end()
-    before = dict.fromkeys(labels, bytes(_span(world, nr)[1]))
-    turns = [(turn, label) for turn in range(rounds) for label in labels]
-    for turn, label in turns:
-        new = world.patterns.bytes_of(f"{label}-{turn}", len(before[label]))
-        if _one_turn(world, label, nr, cpu, new) != before[label]:
-            raise ScenarioError(f"take-turns: {label} lost its {XFEATURE_NAMES[nr]} in round {turn + 1}")
+    before: dict[str, bytes] = {}
+    for turn, label in [(turn, label) for turn in range(rounds + 1) for label in labels]:
+        new = world.patterns.bytes_of(f"{label}-{turn}", _span(world, nr)[1])
+        found = _one_turn(world, label, nr, cpu, new)
+        if turn and found != before[label]:
+            raise ScenarioError(f"take-turns: {label} lost its {XFEATURE_NAMES[nr]} in round {turn}")
         before[label] = new
-    what = f"{rounds} rounds of {XFEATURE_NAMES[nr]} on cpu {cpu}"
-    world.lanes.user(f"{', '.join(labels)}: {what}", f"{len(turns)} of {len(turns)} found their own")
+    what, times = f"{rounds} rounds of {XFEATURE_NAMES[nr]} on cpu {cpu}", rounds * len(labels)
+    world.lanes.user(f"{', '.join(labels)}: {what}", f"{times} of {times} found their own")
 
 
 def _one_turn(world: World, label: str, nr: int, cpu: int, new: bytes) -> bytes:
