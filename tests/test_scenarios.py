@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.scenarios import task_commands
 from tests.scenarios.block import ScenarioError
-from tests.scenarios.runner import FOLDER, difference, name_of, run
+from tests.scenarios.runner import FILES, FOLDER, difference, name_of, run
 
-FILES = sorted(FOLDER.rglob("*.txt"))
-
-#: Whose files run under every policy: VMs of which every write has room or can have it.
-POLICY_FOLDERS = ("amx_test", "state_test")
+#: Suites about KVM, whose files run under every policy.
+KVM_SUITES = ("kvm-selftests", "kvm-unit-tests")
 POLICIES = ("on_write", "on_cpuid", "three_buffer")
 
 SMALL = """\
@@ -37,12 +36,13 @@ def test_scenario(path: Path, rewrite: bool) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in POLICY_FOLDERS], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.parent.name in KVM_SUITES], ids=name_of)
 def test_guest_and_userspace_see_the_same_under_each_policy(path: Path, policy: str) -> None:
-    """When memory is taken is nobody's business but the host's: every answer to a guest and to a VMM is the same."""
+    """When memory is taken is the host's own business: a guest and a VMM are told the same, and there is no exit."""
     text = path.read_text(encoding="utf-8")
     printed = run(text, policy=policy)
     assert f", {policy}\n" in printed
+    assert "U  exit" not in printed
     assert _seen(printed) == _seen(text)
 
 
@@ -83,6 +83,14 @@ def test_the_command_names_the_folder_too() -> None:
     assert "-k a-suite/01-example --rewrite" in shown
 
 
+def test_take_turns_notices_a_task_that_found_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count of those that found their own is counted, not printed."""
+    text = "create-vm a\ntask b create\ntake-turns YMM main b\n----\n"
+    monkeypatch.setattr(task_commands, "_one_turn", lambda *_: b"others")
+    with pytest.raises(ScenarioError, match="main lost its YMM in round 1"):
+        run(text)
+
+
 def test_a_rewrite_changes_nothing_but_the_output() -> None:
     """Comments and commands come out as they went in, and what was right already stays."""
     assert run(SMALL) == SMALL
@@ -96,6 +104,8 @@ def test_a_rewrite_changes_nothing_but_the_output() -> None:
         pytest.param("create-vm a colour=red\n----\n", "cannot use colour=red", id="a word that means nothing"),
         pytest.param("create-vm a\nguest hlt\n----\n", "line 2: guest hlt", id="an event of no vCPU"),
         pytest.param("create-vm a\n", "line 1: a block of commands ends with ----", id="no output"),
+        pytest.param("each 1-x cpuid {}\n----\n", "expected numbers such as 1-4,8", id="no numbers"),
+        pytest.param("each 1-3 cpuid 1\n----\n", "a command with {}", id="many times the same"),
         pytest.param("advance 5 weeks\n----\n", "expected a time such as 100ms", id="a time without a unit"),
     ],
 )

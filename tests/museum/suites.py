@@ -18,9 +18,9 @@ from tests.core.test_state_machine import CoreMachine
 from tests.museum.catch import Catch, caught
 from tests.museum.deviation import deviation
 from tests.museum.mutant import ROOT
+from tests.scenarios.runner import FILES, name_of
 from tests.test_machine_properties import HostRules
 
-SCENARIOS: Final = ROOT / "tests" / "scenarios"
 #: Ordinary tests of the core, of KVM, and of both against recorded kernels.
 TESTS: Final = (
     "tests/core",
@@ -41,10 +41,10 @@ class BrokenMutantError(Exception):
 
 def scenarios() -> Iterator[Catch]:
     """Every scenario that deviates."""
-    for path in sorted(SCENARIOS.glob("*.txt")):
+    for path in FILES:
         found = deviation(path.read_text(encoding="utf-8"))
         if found is not None:
-            yield caught(f"scenario {path.stem}", found.text, found.steps)
+            yield caught(f"scenario {name_of(path)}", found.text, found.steps)
 
 
 class _FirstFailure:

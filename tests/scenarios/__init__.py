@@ -16,7 +16,7 @@ whose invariants are all checked after every step; at the end of each file the l
 fresh machine, which must reach the identical digest.
 
 ``pytest tests/test_scenarios.py --rewrite`` writes what was printed into the files. Commit such a change only if you
-can say why each line of it is right.
+can say why each line of it is right. A file in a folder retells a part of a suite somebody else wrote: docs/suites.md.
 
     create-vm NAME [profile=] [without=] [rules=] [limit=] [policy=] [protected]
                                                             delete-vm NAME [force]     reset-vm NAME
@@ -25,6 +25,10 @@ can say why each line of it is right.
     create-vcpu N [vm=] [task=] [confidential]              delete-vcpu VCPU
     task NAME create | schedule CPU | preempt | load FEATURE PATTERN | read FEATURE
               | kernel-fpu | clone CHILD thread|process | exec | exit
+              | arch-prctl OP [ARG] | altstack BYTES|off | signal [altstack] | sigreturn
+              | reads-frame FEATURE | edits-frame FIELD=VALUE | edits-frame FEATURE PATTERN
+              | ptrace get [LENGTH|FEATURE] | ptrace set [len=] [FIELD=VALUE...] [FEATURE PATTERN]
+    take-turns FEATURE TASK... [rounds=] [cpu=]             each finds what it loaded in the round before
     fail-allocation [point=] [nth=] [times=] [vm=] [vcpu=]  fail-allocation off
     limit vm|host BYTES|none                                advance DURATION
     preempt-at intercept|write|realloc [kernel-fpu]         trace on|off
@@ -37,11 +41,13 @@ can say why each line of it is right.
     edit BUFFER FIELD=VALUE... [as=]                        fields: xsave_buffer.edited
     get-xcrs [VCPU]    set-xcrs [VCPU] VALUE [xcr=] [times=] [flags=]
     get-msrs [VCPU] [MSR...]                                set-msrs [VCPU] MSR=VALUE...
+    msr-index-list [vm=]
     required-size [VM]                                      save-restore [VCPU] [vmm=]
     show vcpu | fpstate | registers | cpu | exit | ledger | permissions | faults | digest [OF]
+    each 1-4,8 COMMAND                                      COMMAND for each number, which stands for {} in it
     replay
 
-A VCPU is ``0`` in the first VM or ``b/0`` in another, a task ``main`` or ``b/main``. A mask is hexadecimal or feature
-names joined by ``|``. A PATTERN is a name of your choice: the same name is the same bytes, and bytes that are read back
-are shown by the name they were loaded under.
+A VCPU is ``0`` in the first VM or ``b/0`` in another, a task ``main`` or ``b/main``. A mask is numbers (``0x2e7``,
+``1<<18``) and feature names joined by ``|``. A PATTERN is a name of your choice: the same name is the same bytes, and
+bytes that are read back are shown by the name they were loaded under.
 """

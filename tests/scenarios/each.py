@@ -23,9 +23,9 @@ def each(lanes: Lanes, text: str, run_one: Callable[[str], None]) -> None:
         answer = "; ".join([said[0].right, *(f"{more.left} {more.right}".strip() for more in said[1:])])
         first.setdefault(answer, said[0])
         found.setdefault(answer, []).append(value)
+    told = template.replace("{}", "i").removeprefix("guest ")
     for answer, values in found.items():
-        said = template.replace("{}", "i").removeprefix("guest ")
-        lanes.event(first[answer].lane, f"{said}, {len(values)} times")
+        lanes.event(first[answer].lane, f"{told}, {len(values)} times")
         lanes.append(f"{answer}: i={_ranges(values)}")
 
 

@@ -64,8 +64,9 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
 }
 
 
-#: Where the files are.
+#: Where the files are, and every one of them: ours by their numbers, then those of each foreign suite in its folder.
 FOLDER: Final = Path(__file__).parent
+FILES: Final = tuple(sorted(FOLDER.rglob("*.txt"), key=lambda path: (path.parent != FOLDER, path)))
 
 
 def name_of(path: Path) -> str:

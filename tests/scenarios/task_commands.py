@@ -119,7 +119,7 @@ def _exit(world: World, label: str, words: Words) -> None:
 
 
 def take_turns(world: World, words: Words) -> None:
-    """``take-turns FEATURE TASK... [rounds=N] [cpu=N]``: each loads bytes; then in turn each finds them, and loads others."""
+    """``take-turns FEATURE TASK... [rounds=N] [cpu=N]``: all load bytes; then each finds its own, loads others."""
     nr, rounds, cpu = feature(words.take("a feature")), number(words.key("rounds", "10")), number(words.key("cpu", "0"))
     labels = []
     while words.peek():
