@@ -11,7 +11,7 @@ from fpu_core.alloc import AllocFailure, AllocFailureCause
 from fpu_core.errors import Errno
 from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, KVM_XSAVE_BYTES, Fpu, FpuGuest
-from fpu_core.guest import alloc_guest_fpstate, enable_guest_xfd_features, free_guest_fpstate
+from fpu_core.guest import alloc_guest_fpstate, enable_guest_xfd_features, free_guest_fpstate, update_guest_xfd
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.permission import request_permission
 from fpu_core.rules import KERNEL_6_12
@@ -157,6 +157,21 @@ def test_enable_while_in_use_keeps_the_registers() -> None:
     swap_out(rig.fpu, guest)
     swap_in(rig.fpu, guest)
     assert rig.cpu.read_register(2).startswith(b"guest")
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["outside", "swapped in"])
+def test_enable_disarms_what_it_enables(active: bool) -> None:
+    """A guest that had armed XFD finds the feature enabled: its bit goes, in the container and in the register."""
+    rig = Rig.create()
+    rig.permit()
+    guest = rig.guest()
+    update_guest_xfd(None, guest, TILE_DATA)
+    if active:
+        swap_in(rig.fpu, guest)
+    assert enable_guest_xfd_features(rig.fpu, guest, TILE_DATA) is Errno.OK
+    assert container(guest).xfd == 0
+    assert (rig.cpu.xfd, rig.cpu.xfd_cache) == ((0, 0) if active else (TILE_DATA, TILE_DATA))
+    rig.check()
 
 
 @pytest.mark.parametrize("permitted", [False, True])

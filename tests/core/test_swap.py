@@ -353,17 +353,19 @@ def test_xfd_write_while_another_task_owns_the_registers() -> None:
     assert rig.cpus[0].xfd == other.fpstate.xfd == TILE_DATA
 
 
-def test_xfd_write_far_from_home() -> None:
-    """Preempted on CPU 0, XFD written on CPU 1, back on CPU 0: its old registers there are not valid any more."""
+@pytest.mark.parametrize(("home", "away"), [(0, 1), (1, 0)])
+def test_xfd_write_far_from_home(home: int, away: int) -> None:
+    """Preempted at home, XFD written on another CPU, back at home: its old registers there are not valid any more."""
     rig = Rig.create()
     guest, other = rig.guest(), Fpu(rig.host, "other", account=rig.fpu.account)
     other.need_load = True
+    switch_to(rig.cpus[home], rig.fpu)
     swap_in(rig.fpu, guest)
-    switch_to(rig.cpus[1], rig.fpu)
+    switch_to(rig.cpus[away], rig.fpu)
     update_guest_xfd(rig.fpu, guest, TILE_DATA)
-    switch_to(rig.cpus[0], rig.fpu)
+    switch_to(rig.cpus[home], rig.fpu)
     switch_fpu_return(rig.fpu)
-    assert rig.cpus[0].xfd == container(guest).xfd == TILE_DATA
+    assert rig.cpus[home].xfd == container(guest).xfd == TILE_DATA
     rig.check()
 
 
@@ -399,7 +401,7 @@ def test_mxcsr_alone_survives_without_compaction(xsave: bool) -> None:
 
 
 def test_what_a_swap_refuses_as_our_bug() -> None:
-    """Enter twice, leave without enter, a request pending at entry, a thread off the CPU, a container in use freed."""
+    """Enter twice, also by two threads; leave without enter; a request pending at entry; a thread off the CPU; free."""
     rig = Rig.create()
     guest, other = rig.guest(), rig.guest()
     with pytest.raises(CoreBug, match="swap-out"):
@@ -416,6 +418,14 @@ def test_what_a_swap_refuses_as_our_bug() -> None:
         swap_out(rig.fpu, other)
     with pytest.raises(CoreBug, match="free of"):
         free_guest_fpstate(rig.fpu, guest)
+    thread = Fpu(rig.host, "thread", account=rig.fpu.account, leader=rig.fpu)
+    thread.need_load = True
+    for cpu in (None, rig.cpus[1]):
+        if cpu is not None:
+            switch_to(cpu, thread)
+        for vcpu in (guest, other) if cpu is None else (guest,):
+            with pytest.raises(CoreBug, match="swap-in"):
+                swap_in(thread, vcpu)
     switch_to(rig.cpu, None)
     with pytest.raises(CoreBug, match="swap-out"):
         swap_out(rig.fpu, guest)

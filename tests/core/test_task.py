@@ -5,25 +5,42 @@ Reference: arch/x86/kernel/traps.c, handle_xfd_event(); core.c, fpu_clone(), fpu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fpu_core.context import fpregs_state_valid
+from fpu_core.context import fpregs_state_valid, save_fpregs_to_fpstate, xstate_op_valid
 from fpu_core.cpu import Vector
+from fpu_core.cpuid import CpuidProfile
 from fpu_core.errors import CoreBug, Errno
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu
 from fpu_core.realloc import Reallocated
-from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, read_pkru, switch_fpu_return, switch_to, write_pkru
+from fpu_core.sched import (
+    kernel_fpu_begin,
+    kernel_fpu_end,
+    read_pkru,
+    set_task_pkru,
+    switch_fpu_return,
+    switch_to,
+    write_pkru,
+)
 from fpu_core.swap import swap_in
 from fpu_core.task import Signal, clone_task, exec_task, exit_task, handle_xfd_event, use_feature
-from fpu_core.xfeature import XFEATURE_MASK_XTILE_CFG
+from fpu_core.xfeature import XFEATURE_MASK_FPSSE, XFEATURE_MASK_XTILE_CFG
 from fpu_core.xfeature import XFEATURE_MASK_XTILE_DATA as TILE_DATA
-from tests.core.rig import Lines, Rig
+from tests.core.rig import SPR, Lines, Rig, without_compaction
 
 
 def _other(rig: Rig, name: str = "other") -> Fpu:
     fpu = Fpu(rig.host, name, account=rig.fpu.account)
     fpu.need_load = True
     return fpu
+
+
+def _with_xsaveopt_alone() -> CpuidProfile:
+    """Between XSAVE and XSAVEC: a processor whose XSAVE leaves out what is in its init state."""
+    profile = without_compaction()
+    return replace(profile, caps_override=profile.caps._replace(XSAVEOPT=True))
 
 
 # -- #NM ---------------------------------------------------------------------------------------------------------------
@@ -75,6 +92,17 @@ def test_nm_with_nothing_dynamic_says_so() -> None:
     assert handle_xfd_event(rig.fpu) is None
     assert tracer.lines[-1] == "x86/fpu: xfd_err=0x10000000000"
     assert rig.cpu.xfd_err == 0
+
+
+def test_nm_of_cr0_ts_grows_nothing() -> None:
+    """An #NM that XFD did not cause is no request for a larger container, whatever is armed."""
+    tracer = Lines()
+    rig = Rig.create(tracer=tracer)
+    rig.permit(guest=False)
+    rig.cpu.cr0_ts = True
+    tracer.lines.clear()
+    assert use_feature(rig.fpu, 18, 0, b"tile") is Vector.NM
+    assert (rig.fpu.fpstate.size, rig.cpu.xfd_err, tracer.lines) == (2560, 0, [])
 
 
 def test_preempted_and_migrated_while_growing() -> None:
@@ -159,14 +187,16 @@ def test_exec() -> None:
     rig.check()
 
 
-def test_exec_of_a_task_that_ran_elsewhere() -> None:
-    """Registers left behind on CPU 0 are not the new program's, although CPU 0 still names the task as owner (B4)."""
+@pytest.mark.parametrize("nr", [0, 1])
+def test_exec_of_a_task_that_ran_elsewhere(nr: int) -> None:
+    """Registers left behind on a CPU are not the new program's, although it still names the task as owner (B4)."""
     rig = Rig.create()
+    switch_to(rig.cpus[nr], rig.fpu)
     use_feature(rig.fpu, 1, 0, b"before exec")
-    switch_to(rig.cpus[0], None)
+    switch_to(rig.cpus[nr], None)
     exec_task(rig.fpu)
-    assert rig.cpus[0].owner is rig.fpu
-    switch_to(rig.cpus[0], rig.fpu)
+    assert rig.cpus[nr].owner is rig.fpu
+    switch_to(rig.cpus[nr], rig.fpu)
     switch_fpu_return(rig.fpu)
     assert not any(rig.cpu.read_register(1))
 
@@ -180,6 +210,8 @@ def test_exit_gives_back_and_disowns() -> None:
     assert rig.fpu.account.used_bytes == 0
     assert rig.cpus[0].owner is None
     assert rig.cpus[0].current is None
+    assert (rig.fpu.cpu, rig.fpu.fpstate) == (None, rig.fpu.embedded)
+    assert rig.fpu not in rig.fpu.threads
 
 
 def test_not_while_a_guest_is_swapped_in() -> None:
@@ -257,6 +289,56 @@ def test_pkru_is_switched_whole() -> None:
     rig.cpu.write_register(9, 0, b"\1\0\0\0leak")
     write_pkru(rig.cpu, 2)
     assert rig.cpu.read_register(9) == b"\2" + bytes(7)
+
+
+def test_a_host_without_protection_keys_has_no_pkru() -> None:
+    """Whatever a task is given, it reads 0."""
+    rig = Rig.create("goldmont")
+    set_task_pkru(rig.fpu, 5)
+    assert (rig.fpu.pkru, read_pkru(rig.cpu)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("xfd", "cache", "active", "mask", "xfeatures", "valid"),
+    [
+        pytest.param(0, 0, True, 0x60007, 0x60007, True, id="the container's XFD is in the register"),
+        pytest.param(TILE_DATA, 0, True, 0x20007, 0x20007, False, id="the active container's is not: out of date"),
+        pytest.param(TILE_DATA, 0, False, 0x20007, 0x20007, True, id="another container with room for what is asked"),
+        pytest.param(TILE_DATA, 0, False, 0x60007, 0x20007, False, id="without room for an enabled component"),
+        pytest.param(0, TILE_DATA, False, 0x60007, 0x20007, True, id="without room for one that XFD disables"),
+        pytest.param(0, TILE_DATA, False, 0x60007, 0x20003, False, id="and for one that it does not"),
+    ],
+)
+def test_when_hardware_xfd_fits_a_save_or_a_restore(
+    xfd: int, cache: int, active: bool, mask: int, xfeatures: int, valid: bool
+) -> None:
+    """The kernel's own check, rule by rule. Source: xstate.c, xstate_op_valid()."""
+    rig = Rig.create()
+    fpstate = rig.fpu.fpstate if active else _other(rig).fpstate
+    fpstate.xfd, fpstate.xfeatures, rig.cpu.xfd_cache = xfd, xfeatures, cache
+    assert xstate_op_valid(rig.cpu, rig.fpu, fpstate, mask) is valid
+
+
+@pytest.mark.parametrize(
+    ("profile", "bv", "saved_bytes"),
+    [
+        pytest.param(SPR, 1 << 2 | 1 << 9, 256 + 8, id="XSAVES: what is in use"),
+        pytest.param(_with_xsaveopt_alone(), 1 << 2, 256, id="XSAVEOPT: what is in use"),
+        pytest.param(without_compaction(), 1 << 2, 160 + 256 + 256 + 3 * 64 + 512 + 1024, id="XSAVE: all there is"),
+        pytest.param(without_compaction(xsave=False), 0, 160 + 256, id="FXSAVE: x87 and SSE, always"),
+    ],
+)
+def test_what_a_save_moves(profile: CpuidProfile | str, bv: int, saved_bytes: int) -> None:
+    """Each instruction, counted: saves are one each, and the image says what was in use."""
+    rig = Rig.create(profile)
+    if rig.config.xsave:
+        use_feature(rig.fpu, 2, 0, b"ymm")
+    rig.cpu.init_components(XFEATURE_MASK_FPSSE)
+    before = rig.cpu.counters.bytes_saved
+    for count in (1, 2, 3):
+        save_fpregs_to_fpstate(rig.fpu)
+        assert (rig.cpu.counters.saves, rig.cpu.counters.bytes_saved - before) == (count, count * saved_bytes)
+    assert rig.fpu.fpstate.xstate_bv == bv
 
 
 def test_errno_values_are_linux() -> None:
