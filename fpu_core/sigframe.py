@@ -32,17 +32,15 @@ from fpu_core.layout import FXSAVE_SIZE_BYTES, XSAVE_EXTENDED_OFFSET, XSTATE_BV_
 from fpu_core.sched import read_pkru, set_task_pkru
 from fpu_core.usermem import UserMemory
 from fpu_core.xfeature import (
-    XCOMP_BV_COMPACTED_FORMAT,
     XFEATURE_MASK_FPSSE,
     XFEATURE_MASK_PKRU,
     XFEATURE_MASK_SUPERVISOR_SUPPORTED,
     XFEATURE_MASK_USER_RESTORE,
     XFEATURE_MASK_XTILE,
     XFEATURE_PKRU,
-    for_each_set_bit,
 )
 from fpu_core.xsave import fxrstor, fxsave, xrstor
-from fpu_core.xsave_insn import MemoryImage, XsaveInsn, xrstor_from_memory, xsave_to_memory
+from fpu_core.xsave_insn import MemoryImage, XsaveInsn, loaded_component_ends, xrstor_from_memory, xsave_to_memory
 
 FP_XSTATE_MAGIC1: Final = 0x4650_5853
 FP_XSTATE_MAGIC2: Final = 0x4650_5845
@@ -298,14 +296,8 @@ def _xrstor_from_user(cpu: Cpu, memory: UserMemory, address: int, mask: int) -> 
 
 def _beyond(cpu: Cpu, image: bytearray, mask: int) -> int:
     """The components of ``mask`` that do not lie in the part of the frame that is present."""
-    table, header = cpu.config.table, MemoryImage(image)
-    layout = header.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
-    if layout != header.xcomp_bv:  # a program may write a compacted image there
-        legal = not layout & ~cpu.xcr0
-        return mask if legal and table.calculate_size(layout, compacted=True) > len(image) else 0
-    offsets = table.offsets(mask, compacted=False)
-    found = mask & header.xstate_bv
-    return sum(1 << nr for nr in for_each_set_bit(found) if offsets[nr] + table.size_bytes(nr) > len(image))
+    ends = loaded_component_ends(cpu, MemoryImage(image), mask)
+    return sum(1 << nr for nr, end in ends.items() if end > len(image))
 
 
 class _LegacyImage:

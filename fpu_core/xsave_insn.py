@@ -16,7 +16,7 @@ from typing import Final
 from fpu_core.cpu import Cpu, Vector
 from fpu_core.errors import FieldError
 from fpu_core.layout import FXSAVE_SIZE_BYTES, XCOMP_BV_OFFSET, XSAVE_EXTENDED_OFFSET, XSTATE_BV_OFFSET
-from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT
+from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, for_each_set_bit
 from fpu_core.xsave import fxrstor, fxsave, xrstor, xsave_compacted, xsave_standard
 
 _U64: Final = struct.Struct("<Q")
@@ -76,7 +76,8 @@ def xsave_to_memory(cpu: Cpu, insn: XsaveInsn, memory: bytearray, rfbm: int, *, 
         return fault
     rfbm &= cpu.xcr0
     compacted = insn is XsaveInsn.XSAVEC
-    _need(cpu, memory, rfbm, compacted=compacted)
+    size = cpu.config.table.calculate_size(rfbm, compacted=compacted)
+    _need(memory, max(XSAVE_EXTENDED_OFFSET, size), rfbm)
     if compacted:
         xsave_compacted(cpu, MemoryImage(memory), rfbm)
     else:
@@ -93,13 +94,26 @@ def xrstor_from_memory(cpu: Cpu, memory: bytes | bytearray, rfbm: int, *, addres
     fault = _fault(cpu, XsaveInsn.XRSTOR, address)
     if fault is not None:
         return fault
-    _need(cpu, memory, 0, compacted=False)
+    _need(memory, XSAVE_EXTENDED_OFFSET, 0)
     image = MemoryImage(bytearray(memory))
+    ends = loaded_component_ends(cpu, image, rfbm)
+    _need(memory, max(ends.values(), default=0), image.xstate_bv)
+    return xrstor(cpu, image, rfbm, supervisor=False)
+
+
+def loaded_component_ends(cpu: Cpu, image: MemoryImage, rfbm: int) -> dict[int, int]:
+    """Return where each component ends that XRSTOR would load from ``image``, which need not reach that far.
+
+    In the compacted format XCOMP_BV says where a component lies, and still only those of XSTATE_BV are read. Empty
+    where the header is one that XRSTOR refuses for its layout, whatever is there.
+    """
+    table, found = cpu.config.table, rfbm & cpu.xcr0 & image.xstate_bv
     layout = image.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
     compacted = image.xcomp_bv != layout
-    if not layout & ~cpu.xcr0:  # else it is refused, whatever is there
-        _need(cpu, memory, layout if compacted else rfbm & cpu.xcr0 & image.xstate_bv, compacted=compacted)
-    return xrstor(cpu, image, rfbm, supervisor=False)
+    if layout & ~cpu.xcr0 or (compacted and found & ~layout):
+        return {}
+    offsets = table.offsets(layout if compacted else found, compacted=compacted)
+    return {nr: offsets[nr] + table.size_bytes(nr) for nr in for_each_set_bit(found)}
 
 
 def fxsave_to_memory(cpu: Cpu, memory: bytearray, *, address: int = 0) -> Vector | None:
@@ -137,7 +151,6 @@ def _fault(cpu: Cpu, insn: XsaveInsn, address: int) -> Vector | None:
     return Vector.GP if address % XSAVE_ALIGN else None
 
 
-def _need(cpu: Cpu, memory: bytes | bytearray, mask: int, *, compacted: bool) -> None:
-    size = max(XSAVE_EXTENDED_OFFSET, cpu.config.table.calculate_size(mask, compacted=compacted))
+def _need(memory: bytes | bytearray, size: int, mask: int) -> None:
     if len(memory) < size:
         raise FieldError("memory", f"at least {size} bytes for an image of {mask:#x}", f"{len(memory)} bytes")

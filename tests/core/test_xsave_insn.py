@@ -14,7 +14,14 @@ from fpu_core.cpuid import builtin_profile
 from fpu_core.errors import FieldError
 from fpu_core.layout import XCOMP_BV_OFFSET, XSTATE_BV_OFFSET
 from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, XFEATURE_MASK_XTILE, XFEATURE_MASK_XTILE_DATA
-from fpu_core.xsave_insn import MemoryImage, XsaveInsn, xrstor_from_memory, xsave_to_memory
+from fpu_core.xsave_insn import (
+    MemoryImage,
+    XsaveInsn,
+    fxrstor_from_memory,
+    fxsave_to_memory,
+    xrstor_from_memory,
+    xsave_to_memory,
+)
 from tests.core.rig import Rig, without_compaction
 
 _ALL = (1 << 64) - 1
@@ -149,6 +156,65 @@ def test_memory_that_is_too_short_is_the_callers_mistake() -> None:
     with pytest.raises(FieldError, match="at least 2688 bytes"):
         xrstor_from_memory(cpu, memory, _ALL)
     assert cpu.observable() == before
+
+
+@pytest.mark.parametrize(
+    ("insn", "rfbm", "bytes_needed"),
+    [
+        pytest.param(XsaveInsn.XSAVE, 0x3, 576, id="the legacy region and the header"),
+        pytest.param(XsaveInsn.XSAVE, 0x83, 2688, id="XSAVE: where Hi16_ZMM ends"),
+        pytest.param(XsaveInsn.XSAVEC, 0x83, 1600, id="XSAVEC: it lies behind the header"),
+        pytest.param(XsaveInsn.XSAVEC, 0x87, 1856, id="or behind YMM"),
+    ],
+)
+def test_how_much_memory_a_store_takes(insn: XsaveInsn, rfbm: int, bytes_needed: int) -> None:
+    """To the byte, in either format; a byte less is refused, by name and with the size."""
+    cpu = _cpu()
+    assert xsave_to_memory(cpu, insn, _memory()[:bytes_needed], rfbm) is None
+    with pytest.raises(FieldError, match=f"memory: expected at least {bytes_needed} bytes"):
+        xsave_to_memory(cpu, insn, _memory()[: bytes_needed - 1], rfbm)
+
+
+@pytest.mark.parametrize(
+    ("xstate_bv", "xcomp_bv", "rfbm", "bytes_needed"),
+    [
+        pytest.param(0, 0, _ALL, 576, id="nothing in use"),
+        pytest.param(0x87, 0, 0x3, 576, id="nothing asked for"),
+        pytest.param(0x83, 0, _ALL, 2688, id="the standard format"),
+        pytest.param(0x83, XCOMP_BV_COMPACTED_FORMAT | 0x83, _ALL, 1600, id="the compacted format"),
+        pytest.param(0x83, XCOMP_BV_COMPACTED_FORMAT | 0x87, _ALL, 1856, id="with a gap for what is not in use"),
+        pytest.param(0x3, XCOMP_BV_COMPACTED_FORMAT | 0x87, _ALL, 576, id="and without what is behind the last in use"),
+    ],
+)
+def test_how_much_memory_a_load_takes(xstate_bv: int, xcomp_bv: int, rfbm: int, bytes_needed: int) -> None:
+    """What XRSTOR reads: the components of RFBM that are in use, where the image's format has them."""
+    cpu, memory = _cpu(), _memory(xstate_bv=xstate_bv, xcomp_bv=xcomp_bv)
+    assert xrstor_from_memory(cpu, memory[:bytes_needed], rfbm) is None
+    before = cpu.observable()
+    with pytest.raises(FieldError, match=f"memory: expected at least {bytes_needed} bytes"):
+        xrstor_from_memory(cpu, memory[: bytes_needed - 1], rfbm)
+    assert cpu.observable() == before
+
+
+@pytest.mark.parametrize("xcomp_bv", [XCOMP_BV_COMPACTED_FORMAT | 1 << 11, XCOMP_BV_COMPACTED_FORMAT | 0x3])
+def test_a_layout_that_is_refused_takes_no_memory(xcomp_bv: int) -> None:
+    """XCOMP_BV with a component that XCR0 has not, or without one that XSTATE_BV has: #GP, however short the image."""
+    assert xrstor_from_memory(_cpu(), _memory(xstate_bv=0x87, xcomp_bv=xcomp_bv)[:576], _ALL) is Vector.GP
+
+
+def test_fxsave_and_fxrstor_take_512_bytes() -> None:
+    """At a multiple of 16; FXSAVE writes 416 of them, and a byte less than 512 is refused."""
+    cpu, memory = _cpu(), bytearray(b"\xee" * 512)
+    assert fxsave_to_memory(cpu, memory) is None
+    assert (memory[160:164], memory[416:]) == (bytearray([2] * 4), bytearray(b"\xee" * 96))
+    cpu.init_components(3)
+    assert fxrstor_from_memory(cpu, memory) is None
+    assert cpu.read_register(1)[:4] == bytes([2] * 4)
+    for execute in (fxsave_to_memory, fxrstor_from_memory):
+        assert execute(cpu, memory, address=0x1010) is None
+        assert execute(cpu, memory, address=0x1008) is Vector.GP
+        with pytest.raises(FieldError, match="at least 512 bytes"):
+            execute(cpu, memory[:511])
 
 
 def test_xsave_without_compaction_is_the_standard_form() -> None:
