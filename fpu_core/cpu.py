@@ -279,7 +279,7 @@ class Cpu:
     def _tile_access(self, op: TileOp, tile: int, memory: bytes, xcr0: int) -> Vector | bytes:
         config = self._tile_config()
         shape = config.shapes[tile]
-        if shape.rows == 0 or config.start_row >= shape.rows:
+        if config.start_row >= shape.rows:  # a tile that is not configured has no rows
             return Vector.UD
         fault = self.register_fault(XFEATURE_XTILE_DATA, xcr0)
         if fault is not None:
@@ -296,8 +296,6 @@ class Cpu:
         return b""
 
     def _tile_config(self) -> TileConfig:
-        if not self.xinuse >> XFEATURE_XTILE_CFG & 1:
-            return INIT_TILE_CONFIG
         # XRSTOR loads what LDTILECFG would refuse (an image comes from userspace): no tile is configured by it.
         return parse_tilecfg(self.read_register(XFEATURE_XTILE_CFG)) or INIT_TILE_CONFIG
 

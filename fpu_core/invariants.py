@@ -156,7 +156,7 @@ def room_for_every_feature(view: CoreView) -> Violations:
     if not config.xsave:
         return
     for fpstate in view.containers():
-        if fpstate.size < config.kernel_size(fpstate.xfeatures) or len(fpstate.regs) < fpstate.size:
+        if fpstate.size < config.kernel_size(fpstate.xfeatures) or len(fpstate.regs) != fpstate.size:
             yield f"{fpstate}: {len(fpstate.regs)} bytes, {config.kernel_size(fpstate.xfeatures)} needed"
 
 

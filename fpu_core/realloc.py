@@ -104,9 +104,8 @@ def _carry_image(config: FpuConfig, old: Fpstate, new: Fpstate) -> None:
 
 
 def realloc_task_fpstate(fpu: Fpu, xfeatures: int) -> Reallocated | ReallocFailed:
-    """Grow the container of ``fpu`` itself by ``xfeatures`` and arm them; the register follows at once."""
+    """Grow the container of ``fpu`` itself by dynamic ``xfeatures`` and arm them; the register follows at once."""
     core_assert(fpu.task_fpstate is None, "a host task grows its own container, never while a guest is swapped in")
-    xfeatures &= XFEATURE_MASK_USER_DYNAMIC
     old = fpu.fpstate
     result = _grow(fpu, None, group_perm(fpu, guest=False), xfeatures)
     if isinstance(result, Reallocated):

@@ -34,7 +34,7 @@ class UserMemory:
 
     def readable_bytes(self, address: int, length: int) -> int:
         """How many bytes from ``address`` on can be used without a fault, at most ``length``."""
-        if not self.base <= address < self.end:
+        if address < self.base:
             return 0
         missing = [page * PAGE_BYTES for page in pages_of(address, length) if page in self.absent]
         return max(0, min([length, self.end - address, *(start - address for start in missing)]))

@@ -174,5 +174,12 @@ def _out_of_range_leaf(table: CpuidTable, leaf: int) -> int | None:
     basic = find_entry(table, 0x0, None)
     if basic is None or (basic.ebx, basic.edx, basic.ecx) in _AMD_VENDORS:
         return None
-    first = basic if leaf < 0x4000_0000 else find_entry(table, leaf & 0xC000_0000, None)
+    first = find_entry(table, _class_of(leaf), None)
     return None if first is not None and leaf <= first.eax else basic.eax
+
+
+def _class_of(leaf: int) -> int:
+    """The leaf that says how far the range of ``leaf`` goes: a hypervisor has one every 256 leaves, Centaur its own."""
+    if 0x4000_0000 <= leaf <= 0x4FFF_FFFF:
+        return leaf & 0xFFFF_FF00
+    return 0xC000_0000 if leaf >= 0xC000_0000 else leaf & 0x8000_0000

@@ -98,6 +98,22 @@ def test_without_the_permission_only_the_minimum_counts() -> None:
     assert sigaltstack(rig.fpu, 3645) is Errno.OK
 
 
+@pytest.mark.parametrize(
+    ("size", "strict", "errno"),
+    [
+        pytest.param(2048, False, Errno.OK, id="the minimum"),
+        pytest.param(2048, True, Errno.ENOMEM, id="with the boot option it does not fit a frame"),
+        pytest.param(3260, True, Errno.ENOMEM, id="exactly what is counted"),
+        pytest.param(3261, True, Errno.OK, id="a byte more"),
+    ],
+)
+def test_a_host_without_dynamic_features(size: int, strict: bool, errno: Errno) -> None:
+    """Nothing can grow there, so only the boot option makes the kernel look."""
+    rig = Rig.create("zen4")
+    rig.host.strict_sigaltstack_size = strict
+    assert sigaltstack(rig.fpu, size) is errno
+
+
 def test_who_inherits_a_stack() -> None:
     """A process that forks hands its stack down, a new thread has none, and exec drops it."""
     rig = Rig.create()

@@ -59,6 +59,16 @@ def test_a_worker_in_between_costs_nothing(kind: TaskKind) -> None:
     rig.check()
 
 
+def test_who_pays_for_a_worker() -> None:
+    """A worker has a name and an account of its own; a user worker is of its leader's process."""
+    rig = Rig.create()
+    account = Account("host")
+    kernel = create_worker(rig.host, "kworker", TaskKind.KTHREAD, account=account)
+    user = create_worker(rig.host, "iou-wrk", TaskKind.USER_WORKER, account=account, leader=rig.fpu)
+    assert [(each.name, each.account) for each in (kernel, user)] == [("kworker", account), ("iou-wrk", account)]
+    assert (kernel.leader, user.leader) == (kernel, rig.fpu)
+
+
 def test_lazy_return_past_a_worker() -> None:
     """Registers survive a worker that leaves them alone: no restore on the way back (the point of the owner mark)."""
     rig = Rig.create()
@@ -172,6 +182,15 @@ def test_a_hard_interrupt_in_the_middle_of_a_swap() -> None:
     assert rig.cpu.read_register(2).startswith(b"mine")
 
 
+def test_interrupts_nest() -> None:
+    """A hard interrupt that hits a soft one, which holds the lock itself: each level is counted, and undone."""
+    rig, depths = Rig.create(), list[int]()
+    rig.cpu.softirq_count = 1
+    rig.cpu.interrupted = lambda cpu: depths.append(cpu.softirq_count)
+    rig.cpu.interrupt_point()
+    assert (depths, rig.cpu.softirq_count) == ([2], 1)
+
+
 # -- CPUs --------------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +255,15 @@ def test_resume(need_load: bool) -> None:
     switch_fpu_return(rig.fpu)
     assert rig.cpu.read_register(18).startswith(b"tile")
     assert read_pkru(rig.cpu) == rig.fpu.pkru
+
+
+def test_resume_of_an_idle_machine() -> None:
+    """Nobody runs: every dynamic feature is disabled, as on any CPU that comes up."""
+    rig = _with_tiles()
+    switch_to(rig.cpus[0], None)
+    resume(rig.cpus[0], suspend(rig.cpus))
+    assert (rig.cpus[0].xfd, rig.cpus[0].xfd_cache, rig.cpus[0].owner) == (TILE_DATA, TILE_DATA, None)
+    rig.check()
 
 
 def _other_task_runs(rig: Rig) -> None:
@@ -324,6 +352,10 @@ def test_shadow_stack_in_clone() -> None:
         clone_task(rig.fpu, "child", thread=True, ssp=0x7000)
     assert enable_shadow_stack(rig.fpu, 0x5000) is Errno.OK
     child = clone_task(rig.fpu, "child", thread=True, ssp=0x7000)
+    same = clone_task(rig.fpu, "same", thread=True)
+    at = rig.config.table.offset(child.fpstate.xfeatures, 11, compacted=True) + 8
+    expected = same.fpstate.regs[:at] + (0x7000).to_bytes(8, "little") + same.fpstate.regs[at + 8 :]
+    assert child.fpstate.regs == expected, "the pointer and nothing else"
     switch_to(rig.cpu, child)
     assert child.cpu is not None
     switch_fpu_return(child)

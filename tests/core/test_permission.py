@@ -13,7 +13,14 @@ from fpu_core.cpuid import builtin_profile
 from fpu_core.errors import CoreBug, Errno
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, Fpu
 from fpu_core.invariants import PermissionHistory
-from fpu_core.permission import get_permitted, get_supported, group_perm, request_permission
+from fpu_core.permission import (
+    XcompOp,
+    arch_prctl,
+    get_permitted,
+    get_supported,
+    group_perm,
+    request_permission,
+)
 from fpu_core.rules import KERNEL_6_12, KERNEL_6_18, KernelRules
 from fpu_core.task import exec_task
 from fpu_core.xfeature import XFEATURE_MASK_SUPERVISOR_SUPPORTED
@@ -105,6 +112,24 @@ def test_supervisor_bits(rules: KernelRules, kept: bool) -> None:
     perm = group_perm(rig.fpu, guest=True)
     assert bool(perm.state_perm & XFEATURE_MASK_SUPERVISOR_SUPPORTED) == kept
     assert perm.state_size == 10752
+
+
+@pytest.mark.parametrize(
+    ("address", "fine"),
+    [
+        pytest.param(0, False, id="a null pointer"),
+        pytest.param(0xFFFF, False, id="below mmap_min_addr"),
+        pytest.param(0x1_0000, True, id="the lowest mapping there can be"),
+        pytest.param(0x7FFF_FFFF_EFF8, True, id="the last eight bytes of user space"),
+        pytest.param(0x7FFF_FFFF_EFF9, False, id="a byte later"),
+        pytest.param(0x7FFF_FFFF_F000, False, id="TASK_SIZE_MAX"),
+        pytest.param(0xFFFF_8000_0000_0000, False, id="the kernel's half"),
+    ],
+)
+def test_where_an_answer_can_go(address: int, fine: bool) -> None:
+    """A GET stores eight bytes in user memory: EFAULT where there can be none."""
+    rig = Rig.create()
+    assert arch_prctl(rig.fpu, XcompOp.GET_SUPP, address) == ((Errno.OK, 0x602E7) if fine else (Errno.EFAULT, None))
 
 
 def test_permission_belongs_to_the_process() -> None:

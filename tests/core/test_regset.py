@@ -13,7 +13,7 @@ from fpu_core.alloc import Account
 from fpu_core.errors import CoreBug, Errno
 from fpu_core.fpu import TaskKind
 from fpu_core.regset import ptrace_getregset, ptrace_setregset, xstateregs_get, xstateregs_set
-from fpu_core.sched import read_pkru, switch_fpu_return, switch_to
+from fpu_core.sched import kernel_fpu_begin, kernel_fpu_end, read_pkru, switch_fpu_return, switch_to
 from fpu_core.task import create_worker, use_feature
 from tests.core.rig import Rig, without_compaction
 
@@ -165,3 +165,15 @@ def test_a_host_without_xsave() -> None:
     _stopped(rig)
     assert xstateregs_get(rig.fpu) is Errno.ENODEV
     assert xstateregs_set(rig.fpu, bytes(512)) is Errno.ENODEV
+
+
+def test_a_core_dump_of_a_task_whose_registers_are_in_memory() -> None:
+    """A running task is read too: its image is brought up to date only if the registers are its own."""
+    rig = Rig.create()
+    use_feature(rig.fpu, 1, 0, b"mine")
+    kernel_fpu_begin(rig.cpu)
+    rig.cpu.write_register(1, 0, b"kernel")
+    kernel_fpu_end(rig.cpu)
+    saves = rig.cpu.counters.saves
+    assert _image(rig)[160:164] == b"mine"
+    assert rig.cpu.counters.saves == saves

@@ -210,7 +210,7 @@ def test_the_least_size_a_frame_may_claim() -> None:
 @pytest.mark.parametrize(
     ("rig", "delivery", "live", "preempted"),
     [
-        pytest.param(lambda: _rig(), (1, 1), (0, 1), (0, 2), id="SPR: supervisor state is loaded beside the frame"),
+        pytest.param(_rig, (1, 1), (0, 1), (0, 2), id="SPR: supervisor state is loaded beside the frame"),
         pytest.param(lambda: _rig("goldmont"), (1, 1), (0, 1), (0, 1), id="goldmont: there is none"),
         pytest.param(lambda: Rig.create(without_compaction(xsave=False)), (1, 1), (0, 1), (0, 1), id="FXSAVE, FXRSTOR"),
     ],

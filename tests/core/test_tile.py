@@ -181,6 +181,9 @@ def test_configuration_that_ldtilecfg_would_refuse() -> None:
         pytest.param(2, 0x7, None, id="YMM"),
         pytest.param(6, 0x7, Vector.UD, id="ZMM without XCR0[6]: #UD"),
         pytest.param(17, 0x20003, Vector.UD, id="TILECFG needs both tile bits"),
+        pytest.param(18, 0x40003, Vector.UD, id="TILEDATA too"),
+        pytest.param(16, 0x3, Vector.UD, id="the component in front of them does not: #UD without XCR0[16]"),
+        pytest.param(16, 0x10003, None, id="and fine with it alone"),
         pytest.param(17, 0x60003, None, id="TILECFG is not disarmed by XFD[18]"),
         pytest.param(18, 0x60003, Vector.NM, id="TILEDATA under XFD[18]: #NM"),
     ],
@@ -192,3 +195,19 @@ def test_register_use(feature: int, xcr0: int, vector: Vector | None) -> None:
     assert cpu.register_fault(feature, xcr0) is vector
     cpu.cr0_ts = True
     assert cpu.register_fault(feature, xcr0) is (Vector.UD if vector is Vector.UD else Vector.NM)
+
+
+def test_xfd_err_names_what_was_used() -> None:
+    """Of all that XFD disables, the component that the instruction needs: loaded, not added to what was there."""
+    cpu = _cpu()
+    cpu.xfd, cpu.xfd_err = XFEATURE_MASK_XTILE_DATA | 1 << 19, 1 << 40
+    assert cpu.register_fault(18, 0xE0007) is Vector.NM
+    assert cpu.xfd_err == XFEATURE_MASK_XTILE_DATA
+
+
+def test_a_tile_of_one_row() -> None:
+    """The smallest tile: one row, of four bytes."""
+    cpu = _cpu()
+    cpu.tile_instruction(TileOp.LDTILECFG, 0, tilecfg(rows=1, colsb=4), _XCR0)
+    assert cpu.tile_instruction(TileOp.TILELOADD, 0, b"\7" * 1024, _XCR0) == b""
+    assert cpu.tile_instruction(TileOp.TILESTORED, 0, b"", _XCR0) == b"\7" * 4 + bytes(1020)

@@ -12,6 +12,7 @@ import pytest
 from fpu_core.config import boot
 from fpu_core.cpu import Cpu
 from fpu_core.cpuid import builtin_profile
+from fpu_core.errors import FieldError
 from fpu_core.fpstate import MXCSR_INIT
 from fpu_core.layout import MXCSR_OFFSET
 from fpu_core.silicon import AMD, SDM, Silicon, silicon_of
@@ -125,3 +126,12 @@ def test_xsave_of_mxcsr_alone() -> None:
     assert MemoryImage(compacted).xstate_bv == XFEATURE_MASK_SSE
     for image in (standard, compacted):
         assert image[24:28] == (0x1FA0).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(("offset", "length"), [(24, 8), (25, 3), (20, 8), (28, 4), (24, 3), (0, 160)])
+def test_mxcsr_is_written_alone(offset: int, length: int) -> None:
+    """LDMXCSR loads four bytes: a write that touches it and more is no instruction there is."""
+    cpu = Cpu(0, boot(builtin_profile("sapphire-rapids")))
+    with pytest.raises(FieldError, match="exactly the 4 bytes of MXCSR"):
+        cpu.write_register(0, offset, bytes(length))
+    assert cpu.mxcsr == MXCSR_INIT

@@ -13,9 +13,12 @@ from fpu_core.cpuid import ABSENT, builtin_profile_names
 from fpu_core.errors import Errno
 from fpu_core.rules import KERNEL_6_12, KERNEL_6_18, KernelRules
 from fpu_core.xfeature import XFEATURE_MASK_XTILE, for_each_set_bit
+from host_agent.kvm import intercept
 from host_agent.kvm.cpuid import (
     KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
     KVM_MAX_CPUID_ENTRIES,
+    X86_CR4_OSXSAVE,
+    X86_CR4_PKE,
     CpuidEntry,
     CpuidTable,
     GuestCpuid,
@@ -24,6 +27,7 @@ from host_agent.kvm.cpuid import (
     xcr0_of,
     xss_of,
 )
+from host_agent.kvm.outcome import Done
 from host_agent.kvm.set_cpuid import cpuid_refused, guest_cpuid, runtime_cpuid, set_cpuid2
 from host_agent.kvm.supported_cpuid import cut_down, hide_features
 from host_agent.kvm.vcpu import KvmVm
@@ -147,6 +151,53 @@ def test_beyond_the_highest_leaf_intel_and_amd_differ() -> None:
     assert execute_cpuid((), 0x1D, 0) == ABSENT
 
 
+_INTEL = CpuidEntry(function=0, eax=0xD, ebx=0x756E6547, ecx=0x6C65746E, edx=0x49656E69)
+_HYPERVISORS = (
+    CpuidEntry(function=0x4000_0000, eax=0x4000_0082, ebx=1),
+    CpuidEntry(function=0x4000_0100, eax=0x4000_0101, ebx=2),
+    CpuidEntry(function=0x8000_0000, eax=0x8000_0008, ebx=3),
+    CpuidEntry(function=0xC000_0000, eax=0xC000_0002, ebx=4),
+)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "in_range"),
+    [
+        pytest.param(0xD, True, id="the highest basic leaf"),
+        pytest.param(0xE, False, id="the one behind it"),
+        pytest.param(0x3FFF_FFFF, False, id="the last before the hypervisor's"),
+        pytest.param(0x4000_0001, True, id="the hypervisor's"),
+        pytest.param(0x4000_0082, True, id="its last"),
+        pytest.param(0x4000_0083, False, id="behind its last"),
+        pytest.param(0x4000_0101, True, id="a second hypervisor interface, 256 leaves on"),
+        pytest.param(0x4000_0102, False, id="behind that one's last"),
+        pytest.param(0x4000_0200, False, id="a third there is not"),
+        pytest.param(0x4FFF_FFFF, False, id="the end of the hypervisor's range"),
+        pytest.param(0x5000_0000, False, id="behind that range: basic again"),
+        pytest.param(0x8000_0008, True, id="the last extended leaf"),
+        pytest.param(0x8000_0009, False, id="behind it"),
+        pytest.param(0xC000_0001, True, id="Centaur's"),
+        pytest.param(0xC000_0003, False, id="behind those"),
+        pytest.param(0xD000_0000, False, id="and far behind"),
+    ],
+)
+@pytest.mark.parametrize("subleaf", [0, 1])
+def test_which_leaves_are_out_of_range(leaf: int, in_range: bool, subleaf: int) -> None:
+    """A leaf without an entry is zeros within its range, else the highest basic leaf, with the sub-leaf asked for."""
+    last = tuple(CpuidEntry(function=0xD, index=nr, flags=1, eax=100 + nr) for nr in (0, 1))
+    table = (_INTEL, *_HYPERVISORS, *(last if leaf != 0xD else ()))
+    assert execute_cpuid(table, leaf, subleaf).eax == (0 if in_range else 100 + subleaf)
+
+
+def test_of_a_first_leaf_any_index_counts() -> None:
+    """Leaf 0 and the first of each range have no sub-leaves: an entry counts whatever its index says."""
+    indexed = replace(_INTEL, index=3, flags=KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
+    extended = CpuidEntry(function=0x8000_0000, index=3, flags=KVM_CPUID_FLAG_SIGNIFCANT_INDEX, eax=0x8000_0008)
+    table = (indexed, extended, CpuidEntry(function=0xD, eax=7))
+    assert execute_cpuid(table, 0xE, 0).eax == 7
+    assert execute_cpuid(table, 0x8000_0007, 0) == ABSENT
+
+
 @pytest.mark.parametrize(
     ("table", "errno"),
     [
@@ -156,6 +207,11 @@ def test_beyond_the_highest_leaf_intel_and_amd_differ() -> None:
         pytest.param((CpuidEntry(function=0x8000_0008, eax=48 << 8 | 46),), Errno.OK, id="48 bits of virtual address"),
         pytest.param((CpuidEntry(function=0x8000_0008, eax=57 << 8),), Errno.OK, id="57 bits"),
         pytest.param((CpuidEntry(function=0x8000_0008, eax=64 << 8),), Errno.EINVAL, id="64 bits - EINVAL"),
+        pytest.param(
+            (CpuidEntry(function=0x8000_0008, index=3, flags=1, eax=64 << 8),),
+            Errno.EINVAL,
+            id="in an entry of any index - EINVAL",
+        ),
     ],
 )
 def test_set_cpuid2(table: CpuidTable, errno: Errno) -> None:
@@ -230,6 +286,24 @@ def test_hiding_a_feature_hides_all_that_goes_with_it() -> None:
         assert {each.index for each in hidden if each.function == 0xD} == {0, 1, 2, 5, 6, 7, 9, 11, 12}
 
 
+@pytest.mark.parametrize(
+    ("hidden", "left"),
+    [
+        pytest.param(1 << 9, 0x600E7, id="PKRU alone: tiles stay"),
+        pytest.param(1 << 9 | 1 << 18, 0xE7, id="PKRU and tile data: both, and XTILE_CFG"),
+        pytest.param(1 << 17, 0x2E7, id="XTILE_CFG: tile data with it"),
+        pytest.param(0, 0x602E7, id="nothing"),
+    ],
+)
+def test_hiding_several_features(hidden: int, left: int) -> None:
+    """What is named goes, and what cannot be without it; PKU goes from leaf 7 with PKRU."""
+    world, guest = world_of()
+    table = hide_features(guest.vcpu.cpuid.table, world.config.table, hidden)
+    assert xcr0_of(table) == left
+    assert bool(entry_of(table, 0x7).ecx & 1 << 3) == bool(left & 1 << 9)
+    assert bool(entry_of(table, 0x7).edx & AMX_BITS) == bool(left & 1 << 18)
+
+
 def test_a_guest_reads_its_own_table() -> None:
     """The CPUID instruction gives the vCPU's table, with the values that follow its registers."""
     _, guest = world_of()
@@ -237,3 +311,29 @@ def test_a_guest_reads_its_own_table() -> None:
     assert (regs.eax, regs.ebx, regs.ecx) == (0x602E7, 576, 11008)
     assert guest_cpuid(guest.vcpu, 0x1).ecx >> 27 & 1, "CR4.OSXSAVE is taken to be set until a write of CR4 is reported"
     assert guest_cpuid(guest.vcpu, 0xD, 63) == ABSENT
+
+
+@pytest.mark.parametrize("cr4", [0, X86_CR4_OSXSAVE, X86_CR4_PKE, X86_CR4_OSXSAVE | X86_CR4_PKE])
+def test_what_follows_cr4(cr4: int) -> None:
+    """OSXSAVE in leaf 1 and OSPKE in leaf 7, each with its own bit, and no other bit with either."""
+    _, guest = world_of()
+    vcpu = guest.vcpu
+    before = vcpu.cpuid.table
+    assert intercept.handle_write_cr4(vcpu, value=cr4) == Done()
+    leaf1, leaf7 = guest_cpuid(vcpu, 0x1), guest_cpuid(vcpu, 0x7)
+    assert leaf1.ecx == entry_of(before, 0x1).ecx & ~(1 << 27) | bool(cr4 & X86_CR4_OSXSAVE) << 27
+    assert leaf7.ecx == entry_of(before, 0x7).ecx & ~(1 << 4) | bool(cr4 & X86_CR4_PKE) << 4
+    assert guest_cpuid(vcpu, 0x7, 1).ecx == entry_of(before, 0x7, 1).ecx
+
+
+@pytest.mark.parametrize(("eax", "ebx"), [(0x1F, 840), (0b10, 840), (0b1000, 840), (0b10101, 5)])
+def test_the_compacted_size_follows_where_there_is_one(eax: int, ebx: int) -> None:
+    """CPUID.0xD.1 EBX follows XCR0 for a guest with XSAVEC or XSAVES; for another it stays what it was given as."""
+    _, guest = world_of()
+    vcpu = guest.vcpu
+    table = tuple(
+        replace(each, eax=eax, ebx=5) if (each.function, each.index) == (0xD, 1) else each for each in vcpu.cpuid.table
+    )
+    vcpu.xcr0 = 0x207
+    assert entry_of(runtime_cpuid(vcpu, table), 0xD, 1).ebx == ebx
+    assert entry_of(runtime_cpuid(vcpu, table), 0xD, 0).ebx == 2696

@@ -26,5 +26,4 @@ class OnCpuid(UpFront):
 
     def check_cpuid(self, vcpu: Vcpu, xcr0: int) -> Errno:
         """Grow for the dynamic features of ``xcr0``: EPERM without permission, EFAULT where there is no memory."""
-        dynamic = xcr0 & XFEATURE_MASK_USER_DYNAMIC
-        return enable_guest_xfd_features(vcpu.vm.leader, vcpu.guest, dynamic) if dynamic else Errno.OK
+        return enable_guest_xfd_features(vcpu.vm.leader, vcpu.guest, xcr0 & XFEATURE_MASK_USER_DYNAMIC)
