@@ -72,6 +72,10 @@ def _short_memory(rig: Rig) -> None:
     del container(rig.guests[0]).regs[-1:]
 
 
+def _long_memory(rig: Rig) -> None:
+    container(rig.guests[0]).regs.append(0)
+
+
 def _bv_outside_layout(rig: Rig) -> None:
     container(rig.guests[0]).xstate_bv = 1 << 19
 
@@ -82,6 +86,10 @@ def _no_compaction_bit(rig: Rig) -> None:
 
 def _reserved_byte(rig: Rig) -> None:
     container(rig.guests[0]).regs[575] = 1
+
+
+def _first_reserved_byte(rig: Rig) -> None:
+    container(rig.guests[0]).regs[528] = 1
 
 
 def _mxcsr(rig: Rig) -> None:
@@ -169,9 +177,11 @@ def _init_features(rig: Rig) -> None:
         (_ledger, "ledger_balances"),
         (_too_small, "room_for_every_feature"),
         (_short_memory, "room_for_every_feature"),
+        (_long_memory, "room_for_every_feature"),
         (_bv_outside_layout, "headers_are_loadable"),
         (_no_compaction_bit, "headers_are_loadable"),
         (_reserved_byte, "headers_are_loadable"),
+        (_first_reserved_byte, "headers_are_loadable"),
         (_mxcsr, "headers_are_loadable"),
         (_guest_only, "no_dynamic_feature_without_permission"),
         (_xfd_err, "xfd_err_is_the_guests"),

@@ -101,7 +101,7 @@ def test_the_frame_is_written_under_an_open_pkru() -> None:
     """A stack may be protected by a key that the program has closed, so every write goes through PKRU 0."""
     rig = _rig()
     use_feature(rig.fpu, 9, 0, struct.pack("<I", 0xC))
-    memory, points = _Watched(rig), []
+    memory, points = _Watched(rig), list[str]()
     rig.host.preemptible = points.append
     frame = _deliver(rig, memory)
     assert memory.seen == {(0, 0)}

@@ -88,7 +88,7 @@ def test_the_first_swap_makes_the_threads_image_large() -> None:
     """It is copied whole into a container of the largest size, once; the preempted task is none the worse for it."""
     rig = Rig.create()
     use_feature(rig.fpu, 2, 0, b"user")
-    guest, points = _guest(rig), []
+    guest, points = _guest(rig), list[str]()
     rig.host.preemptible = points.append
     used = rig.fpu.account.used_bytes
     for _ in range(2):

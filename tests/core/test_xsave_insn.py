@@ -104,6 +104,8 @@ def test_xrstor_of_tiles_under_xfd_is_nm() -> None:
         pytest.param({8: 7, 15: 0x80, 24: 1}, Vector.GP, id="byte 24 in the compacted form: #GP"),
         pytest.param({8: 7, 15: 0x80, 63: 1}, Vector.GP, id="the last byte in the compacted form: #GP"),
         pytest.param({5: 1}, Vector.GP, id="XSTATE_BV outside XCR0, though RFBM has it not: #GP"),
+        pytest.param({1: 8}, Vector.GP, id="XSTATE_BV with CET, which XSS has and XRSTOR does not load: #GP"),
+        pytest.param({8: 7, 9: 8, 15: 0x80}, Vector.GP, id="XCOMP_BV with CET, likewise: #GP"),
         pytest.param({8: 7, 9: 1, 15: 0x80}, Vector.GP, id="XCOMP_BV with a supervisor component: #GP"),
     ],
 )

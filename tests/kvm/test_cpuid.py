@@ -271,6 +271,26 @@ def test_cut_down_is_a_table_for_its_own_mask(xcr0: int) -> None:
     once = cut_down(guest.vcpu.cpuid.table, world.config.table, xcr0=xcr0)
     assert cut_down(once, world.config.table, xcr0=xcr0) == once
     assert GuestCpuid(once, guest.vcpu.vm.caps).supported_xcr0 == xcr0 & 0x602E7
+    size = max([576, *(each.ebx + each.eax for each in once if each.function == 0xD and each.index > 1 and each.ebx)])
+    main = CpuidEntry(function=0xD, flags=KVM_CPUID_FLAG_SIGNIFCANT_INDEX, eax=xcr0 & 0x602E7, ebx=size, ecx=size)
+    assert entry_of(once, 0xD, 0) == main
+    assert {each.function for each in once} == {each.function for each in guest.vcpu.cpuid.table}
+
+
+def test_cut_down_knows_the_upper_half_of_a_mask() -> None:
+    """EDX of leaf 0xD is XCR0 from bit 32 on; a table that has no compacted size does not get one."""
+    world, _ = world_of()
+    table = (
+        CpuidEntry(function=0xD, flags=1, eax=0x7, edx=1 << 30),
+        CpuidEntry(function=0xD, index=1, flags=1, eax=0b101),
+        CpuidEntry(function=0x1D, flags=1, eax=1, ebx=2, ecx=3, edx=4),
+    )
+    without = cut_down(table, world.config.table, xcr0=0x7)
+    assert without == (
+        CpuidEntry(function=0xD, flags=1, eax=0x7, ebx=832, ecx=832),
+        table[1],
+        CpuidEntry(function=0x1D, flags=1),
+    )
 
 
 def test_hiding_a_feature_hides_all_that_goes_with_it() -> None:

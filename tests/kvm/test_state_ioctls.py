@@ -294,6 +294,18 @@ def test_set_msrs_grows_before_the_first_entry(permitted: bool, memory: bool, er
     check_core(world.view())
 
 
+@pytest.mark.parametrize("values", [(0,), (0, TILE_DATA), (TILE_DATA, 0), (0, TILE_DATA, TILE_DATA)])
+def test_set_msrs_grows_for_any_of_its_entries(values: tuple[int, ...]) -> None:
+    """The run is one: what any of its writes needs is there before the first, though the last arms XFD again."""
+    world, vcpu = outside(permitted=True)
+    set_msrs(vcpu, [MsrEntry(XFD, TILE_DATA)])
+    assert set_xcrs(vcpu, [Xcr(0, AMX)]) == StateSet()
+    result = set_msrs(vcpu, [MsrEntry(XFD, value) for value in values])
+    assert isinstance(result, MsrsSet)
+    assert (result.processed, vcpu.fpstate.size, vcpu.fpstate.xfd) == (len(values), 10752, values[-1])
+    check_core(world.view())
+
+
 def test_the_first_nonzero_xfd_arms_nm() -> None:
     """Whoever writes it: from then on #NM is intercepted; with the container at full size XFD is passed through."""
     _, vcpu = outside()

@@ -134,7 +134,7 @@ def test_nm(xfd: int, xcr0: int, cr0_ts: bool, before: int, xfd_err: int) -> Non
     guest.vcpu.guest.xfd_err = before
     allocations = world.allocator.host.allocations
     injected = intercept.handle_nm(guest.vcpu, cr0_ts=cr0_ts)
-    assert (injected.vector, injected.error_code, injected.xfd_err) == (Vector.NM, None, xfd_err)
+    assert injected == Inject(Vector.NM, xfd_err=xfd_err, why="CR0.TS" if cr0_ts else "XFD")
     assert guest.vcpu.guest.xfd_err == xfd_err
     assert world.allocator.host.allocations == allocations
 
@@ -238,3 +238,37 @@ def test_register_access_out_of_range(feature: int, offset: int, length: int) ->
     with pytest.raises(FieldError, match=r"feature|data"):
         intercept.write_register(guest.vcpu, feature=feature, offset=offset, data=bytes(length))
     world.check()
+
+
+def test_one_byte_of_a_register() -> None:
+    """The least there is to read, at either end of a component."""
+    _, guest = entered()
+    intercept.write_register(guest.vcpu, feature=1, offset=0, data=b"\1" + bytes(254) + b"\2")
+    for offset, byte in ((0, b"\1"), (255, b"\2")):
+        assert intercept.read_register(guest.vcpu, feature=1, offset=offset, length=1) == Done(data=byte)
+
+
+@pytest.mark.parametrize(
+    ("feature", "offset", "data", "vector", "error_code"),
+    [
+        pytest.param(18, 0, b"tile", Vector.UD, None, id="tiles that XCR0 has not: #UD has no error code"),
+        pytest.param(0, 24, b"\0\0\1\0", Vector.GP, 0, id="a reserved bit of MXCSR: #GP(0)"),
+    ],
+)
+def test_what_a_register_access_injects(
+    feature: int, offset: int, data: bytes, vector: Vector, error_code: int | None
+) -> None:
+    """Only #GP pushes an error code."""
+    _, guest = entered()
+    refused = intercept.write_register(guest.vcpu, feature=feature, offset=offset, data=data)
+    assert refused == Inject(vector, error_code=error_code)
+
+
+def test_every_leave_reloads_the_fpu() -> None:
+    """The VM's fpu_reload counts the times that the user's registers were brought back, one for each KVM_RUN."""
+    world, guest = entered()
+    vm, fpu = guest.vcpu.vm, world.tasks["a/main"].fpu
+    for count in (1, 2, 3):
+        world.leave(guest)
+        assert vm.fpu_reload == count
+        world.enter(guest, fpu)
