@@ -30,7 +30,7 @@ from host_agent.kvm.cpuid import (
 from host_agent.kvm.outcome import Done
 from host_agent.kvm.set_cpuid import cpuid_refused, guest_cpuid, runtime_cpuid, set_cpuid2
 from host_agent.kvm.supported_cpuid import cut_down, hide_features
-from host_agent.kvm.vcpu import KvmVm
+from host_agent.kvm.vcpu import KvmVm, reset_vcpu
 from host_agent.kvm.xcr0 import xcr0_error
 from tests.core.world import Guest, World
 
@@ -344,6 +344,8 @@ def test_what_follows_cr4(cr4: int) -> None:
     assert leaf1.ecx == entry_of(before, 0x1).ecx & ~(1 << 27) | bool(cr4 & X86_CR4_OSXSAVE) << 27
     assert leaf7.ecx == entry_of(before, 0x7).ecx & ~(1 << 4) | bool(cr4 & X86_CR4_PKE) << 4
     assert guest_cpuid(vcpu, 0x7, 1).ecx == entry_of(before, 0x7, 1).ecx
+    reset_vcpu(vcpu)
+    assert vcpu.cr4 == 0
 
 
 @pytest.mark.parametrize(("eax", "ebx"), [(0x1F, 840), (0b10, 840), (0b1000, 840), (0b10101, 5)])
