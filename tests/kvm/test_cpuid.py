@@ -277,8 +277,8 @@ def test_cut_down_is_a_table_for_its_own_mask(xcr0: int) -> None:
     assert {each.function for each in once} == {each.function for each in guest.vcpu.cpuid.table}
 
 
-def test_cut_down_knows_the_upper_half_of_a_mask() -> None:
-    """EDX of leaf 0xD is XCR0 from bit 32 on; a table that has no compacted size does not get one."""
+def test_cut_down_of_what_kvm_would_not_have_made() -> None:
+    """The upper half of XCR0 goes like the lower; no compacted size where there was none; 0x1D is all zeros."""
     world, _ = world_of()
     table = (
         CpuidEntry(function=0xD, flags=1, eax=0x7, edx=1 << 30),
