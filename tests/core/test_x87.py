@@ -135,3 +135,11 @@ def test_mxcsr_is_written_alone(offset: int, length: int) -> None:
     with pytest.raises(FieldError, match="exactly the 4 bytes of MXCSR"):
         cpu.write_register(0, offset, bytes(length))
     assert cpu.mxcsr == MXCSR_INIT
+
+
+@pytest.mark.parametrize(("offset", "length"), [(16, 8), (0, 24), (32, 4)])
+def test_what_lies_beside_mxcsr_is_x87s(offset: int, length: int) -> None:
+    """A write that ends in front of MXCSR, or begins behind its mask, is one of x87 registers."""
+    cpu = Cpu(0, boot(builtin_profile("sapphire-rapids")))
+    assert cpu.write_register(0, offset, bytes(length)) is None
+    assert (cpu.mxcsr, cpu.xinuse & XFEATURE_MASK_FP) == (MXCSR_INIT, XFEATURE_MASK_FP)
