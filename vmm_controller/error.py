@@ -27,7 +27,7 @@ _TRAILER: Final = "grpc-status-details-bin"
 _TRANSIENT_CODES: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
-_TRANSIENT_REASONS: Final = frozenset({"VCPU_BUSY", "HOST_DRAINING", "STORAGE_FULL"})
+_TRANSIENT_REASONS: Final = frozenset({"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL"})
 #: The control is not ours (any more).
 _LOST_CONTROL: Final = frozenset({"CONTROL_FENCED", "CONTROL_NOT_FOUND"})
 
