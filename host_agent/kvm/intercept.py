@@ -88,7 +88,7 @@ def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
 def handle_rdmsr(vcpu: Vcpu, *, msr: int) -> Intercepted:
     """RDMSR of XFD, XFD_ERR or XSS, from where their truth is."""
     if msr == MSR_IA32_XSS:
-        unsupported = xss_unsupported(vcpu, host_initiated=False)
+        unsupported = xss_unsupported(vcpu)
         return gp(unsupported) if unsupported else Done(value=vcpu.xss)
     refused = _xfd_msr_refused(vcpu, msr)
     if refused is not None:

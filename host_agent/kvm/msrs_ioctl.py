@@ -19,7 +19,7 @@ from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS
 from host_agent.kvm.caps import KvmCaps
 from host_agent.kvm.growth import needs_action, update_intercepts
 from host_agent.kvm.vcpu import Vcpu
-from host_agent.kvm.xss import xss_error, xss_unsupported
+from host_agent.kvm.xss import xss_error
 
 #: This many entries and more are E2BIG. Source: arch/x86/kvm/x86.c, MAX_IO_MSRS and msr_io().
 MAX_IO_MSRS: Final = 256
@@ -89,8 +89,7 @@ def _get_msr(vcpu: Vcpu, index: int) -> int | None:
         return vcpu.fpstate.xfd
     if index == MSR_IA32_XFD_ERR:
         return vcpu.guest.xfd_err
-    has_xss = index == MSR_IA32_XSS and xss_unsupported(vcpu, host_initiated=True) is None
-    return vcpu.xss if has_xss else None
+    return vcpu.xss if index == MSR_IA32_XSS else None
 
 
 def _accepted(vcpu: Vcpu, entries: Sequence[MsrEntry]) -> Sequence[MsrEntry]:

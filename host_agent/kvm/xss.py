@@ -8,9 +8,9 @@ from __future__ import annotations
 from host_agent.kvm.vcpu import Vcpu
 
 
-def xss_unsupported(vcpu: Vcpu, *, host_initiated: bool) -> str | None:
-    """Return why XSS cannot be read; None if it can. Userspace always can, the guest with XSAVES in its CPUID."""
-    return None if host_initiated or "XSAVES" in vcpu.cpuid.declared else "the guest's CPUID has no XSAVES"
+def xss_unsupported(vcpu: Vcpu) -> str | None:
+    """Return why the guest cannot read XSS; None if it can. Userspace always can."""
+    return None if "XSAVES" in vcpu.cpuid.declared else "the guest's CPUID has no XSAVES"
 
 
 def xss_error(vcpu: Vcpu, value: int, *, host_initiated: bool) -> str | None:

@@ -12,6 +12,7 @@ from fpu_core.rules import KERNEL_6_12, KERNEL_6_18, KernelRules
 from fpu_core.xfeature import MSR_IA32_XSS
 from host_agent.kvm import intercept
 from host_agent.kvm.cpuid import GuestCpuid
+from host_agent.kvm.msrs_ioctl import MsrEntry, get_msrs
 from host_agent.kvm.outcome import Done, Inject
 from host_agent.kvm.run import guest_window
 from host_agent.kvm.vcpu import reset_vcpu
@@ -62,8 +63,8 @@ def test_userspace_reads_what_it_may_not_write() -> None:
     for rules, writes in ((KERNEL_6_12, [0]), (KERNEL_6_18, [0])):
         vcpu = entered(rules=rules)[1].vcpu
         vcpu.cpuid = GuestCpuid((), vcpu.vm.caps)
-        assert xss_unsupported(vcpu, host_initiated=True) is None
-        assert xss_unsupported(vcpu, host_initiated=False) is not None
+        assert get_msrs(vcpu, [MSR_IA32_XSS]) == [MsrEntry(MSR_IA32_XSS, 0)]
+        assert xss_unsupported(vcpu) is not None
         assert [bits for bits in (0, CET) if xss_error(vcpu, bits, host_initiated=True) is None] == writes
     vcpu = entered("goldmont")[1].vcpu
     vcpu.cpuid = GuestCpuid((), vcpu.vm.caps)
