@@ -604,8 +604,11 @@ async def test_a_flood_without_answers_waits_for_the_disk(durable: World, monkey
     await held.taken()
     for nr in range(100):
         await stream.write(session_pb2.AttachRequest(directive_ack=session_pb2.DirectiveAck(id=nr + 1)))
-    await asyncio.sleep(0.2)
     journal = journal_of(durable)
+    async with asyncio.timeout(TIMEOUT_S):
+        while journal._applied - journal.durable < 11:  # noqa: ASYNC110 -- a stream tells its client, nobody else
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # a host that read on would be seen now
     assert journal._applied - journal.durable == 11
     held.free()
     async with asyncio.timeout(TIMEOUT_S):
