@@ -155,6 +155,12 @@ HOST: Final = Table(
             help="Streams of one principal at once.",
         ),
         Setting(
+            key="stream-max-age",
+            kind=number(0, 86_400, unit="seconds"),
+            default=1800.0,
+            help="Seconds after which the client of a stream comes back on a new one, a tenth more or less; 0: never.",
+        ),
+        Setting(
             key="calls-per-second",
             kind=number(0, 1_000_000),
             default=5000.0,

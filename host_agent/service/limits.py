@@ -22,6 +22,8 @@ PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 #: Deadline of a unary call that came without one, in seconds.
 CALL_DEADLINE_S: Final = 60.0
+#: How old a stream becomes before its client has to come back on a new one, in seconds; a tenth more or less each time.
+STREAM_MAX_AGE_S: Final = 1800.0
 #: The shortest lease that is granted, in nanoseconds; a shorter wish is granted this.
 LEASE_MIN_NS: Final = 1_000_000
 #: The longest grace of a drain, in seconds.

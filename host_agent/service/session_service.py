@@ -16,6 +16,7 @@ from host_agent.service.batches import seq_marks, submit_batch, submit_until_fin
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.layers import Context
 from host_agent.service.limits import CREDITS_MAX, LEASE_MIN_NS
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.batch import batch_from_proto
 from host_agent.service.translate.fields import (
     duration,
@@ -37,8 +38,9 @@ _WAIT_MODES = (session_pb2.WAIT_MODE_UNSPECIFIED, session_pb2.WAIT_MODE_ACCEPTED
 class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
     """Sessions, their streams, and the unary twins."""
 
-    def __init__(self, agent: HostAgent) -> None:
+    def __init__(self, agent: HostAgent, age: StreamAge) -> None:
         self._agent = agent
+        self._age = age
 
     async def OpenSession(
         self, request: session_pb2.OpenSessionRequest, context: Context
@@ -81,9 +83,10 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
         stream = AttachStream(self._agent, first.hello)
         reader = asyncio.create_task(stream.read(request_iterator), name=f"attach {stream.session}")
         try:
-            async with aclosing(stream.responses()) as responses:
-                async for response in responses:
-                    yield response
+            with self._age.limit(lambda: stream.finish(None), warn=lambda grace_s: stream.drain(grace_s, "")):
+                async with aclosing(stream.responses()) as responses:
+                    async for response in responses:
+                        yield response
         finally:
             self._agent.attachments.detach(stream)
             reader.cancel()
