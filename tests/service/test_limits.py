@@ -223,18 +223,3 @@ async def test_a_watcher_that_never_reads_is_given_up(world: World) -> None:
         await read_to_the_end(watch)
     assert error_info(caught.value).reason == "LIMIT_REACHED"
     assert watchers.empty.is_set()
-
-
-@pytest.mark.asyncio
-async def test_an_abandoned_stream_ends_with_its_lease(world: World) -> None:
-    """A call that its client has dropped without cancelling is never collected (grpc/grpc#43462): the lease ends it."""
-    guest = await world.guest(lease_s=5)
-    stream: Any = world.sessions.Attach()
-    await stream.write(guest.hello())
-    await read(stream)
-    assert not world.server.agent.attachments.empty.is_set()
-    abandoned = [stream]  # nobody reads, nobody writes, nobody cancels
-    world.clock.advance(6)
-    await settled(world.server.agent.attachments.empty.is_set)
-    assert world.server.limits.under_way(streams=True) == 0
-    del abandoned
