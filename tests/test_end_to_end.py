@@ -248,6 +248,15 @@ def _replay(log: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
 
 
+@pytest.fixture
+def _sigint() -> Iterator[None]:
+    """Processes started from here hear SIGINT, also where these tests run in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint")
 def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     """An interrupted demonstration says so, has status 130, and leaves nothing behind."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
