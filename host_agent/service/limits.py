@@ -6,7 +6,7 @@ from typing import Final
 
 #: Events of one batch; what comes in one message is applied in one go, and nothing else happens meanwhile.
 EVENTS_PER_BATCH_MAX: Final = 4096
-#: Events of one session without a final outcome.
+#: Events of one session without a final outcome, where there are few sessions: service/credits.py.
 CREDITS_MAX: Final = 4096
 #: A message to the host, in bytes: gRPC's own default. A batch of 450 whole XTILE_DATA components (8 KiB each) fits.
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
