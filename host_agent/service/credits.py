@@ -1,4 +1,4 @@
-"""Credits: how many events a session may have under way. HTTP/2's windows count bytes, and let thousands of events pass.
+"""How many events a session may have under way: its credits. HTTP/2's windows count bytes, and let thousands pass.
 
 A session has a share of what the host takes at once, so that its memory is bounded whatever the number of sessions. It
 is a power of two, so that it seldom changes; when it does, every stream hears the new number.

@@ -106,7 +106,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         if record is None:
             raise Failure.because("EXIT_NOT_FOUND", f"there is no exit {name!r}", exit=name)
         state = self._agent.state
-        return exit_pb2.GetExitResponse(header=header(state), exit=exit_to_proto(state, record))
+        return exit_pb2.GetExitResponse(header=header(state), exit=self._now(record))
 
     async def ListExits(self, request: exit_pb2.ListExitsRequest, context: Context) -> exit_pb2.ListExitsResponse:
         """List exits, unresolved and remembered, oldest first."""
@@ -116,7 +116,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         exits, token = page(records, _age, size=request.page_size, token=request.page_token)
         state = self._agent.state
         return exit_pb2.ListExitsResponse(
-            header=header(state), exits=[exit_to_proto(state, record) for record in exits], next_page_token=token
+            header=header(state), exits=[self._now(record) for record in exits], next_page_token=token
         )
 
     def _records(self, vm: str) -> Iterator[ExitRecord]:
@@ -158,7 +158,11 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
             for record in self._records(vm)
             if record.open or (from_revision and record.updated_revision >= from_revision)
         ]
-        return [self._response(exit=exit_to_proto(state, record)) for record in sorted(records, key=_age)]
+        return [self._response(exit=self._now(record)) for record in sorted(records, key=_age)]
+
+    def _now(self, record: ExitRecord) -> exit_pb2.Exit:
+        """An exit as it is shown now: looking is no command, so the machine does not know how late it is."""
+        return exit_to_proto(self._agent.state, record, now_ns=self._agent.now_ns())
 
     def _response(
         self,

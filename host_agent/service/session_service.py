@@ -95,8 +95,12 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
     async def _first(self, requests: AsyncIterator[session_pb2.AttachRequest]) -> session_pb2.AttachRequest | None:
         """The first message, None where the client has nothing to say. Raises where it says nothing for an age."""
         reading = asyncio.ensure_future(_next(requests))
+
+        def give_up() -> None:
+            reading.cancel()
+
         try:
-            with self._age.limit(lambda: reading.cancel() and None):
+            with self._age.limit(give_up):
                 await asyncio.wait({reading})
         finally:
             reading.cancel()

@@ -13,6 +13,7 @@ import pytest
 from fpstate.fault.v1 import fault_pb2
 from fpstate.v1 import exit_pb2, host_pb2, session_pb2, task_pb2, vcpu_pb2, vm_pb2
 from google.protobuf import message_factory
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from host_agent.commands import CreateVm
@@ -53,14 +54,18 @@ async def set_up(world: World) -> Scene:
     await world.fail_next_growth(vcpu="vms/b/vcpus/0")
     armed = (await world.faults.ListFaults(fault_pb2.ListFaultsRequest())).faults
     control = await world.control()
-    xsave = (await world.vcpus.GetXsave(vcpu_pb2.GetXsaveRequest(name="vms/b/vcpus/0", ioctl=1))).xsave
+    xsave = (
+        await world.vcpus.GetXsave(
+            vcpu_pb2.GetXsaveRequest(name="vms/b/vcpus/0", ioctl=vcpu_pb2.XSAVE_IOCTL_GET_XSAVE2)
+        )
+    ).xsave
     return Scene(guest.session, guest.epoch, control, armed[-1].name, xsave)
 
 
 def calls(scene: Scene) -> Iterator[tuple[str, Message, Message | None]]:
     """A method, a request of it, and another one; none where the call's other fields cannot differ."""
     b, vcpu, task = "vms/b", "vms/b/vcpus/0", "vms/b/tasks/t"
-    mask = {"paths": ["byte_limit"]}
+    mask = FieldMask(paths=["byte_limit"])
     settings = host_pb2.HostSettings
     yield (
         f"{V}HostService/UpdateHost",
@@ -70,8 +75,8 @@ def calls(scene: Scene) -> Iterator[tuple[str, Message, Message | None]]:
     yield f"{V}VmService/CreateVm", vm_pb2.CreateVmRequest(vm_id="x"), vm_pb2.CreateVmRequest(vm_id="y")
     yield (
         f"{V}VmService/UpdateVm",
-        vm_pb2.UpdateVmRequest(vm=vm_pb2.Vm(name=b, labels={"k": "1"}), update_mask={"paths": ["labels"]}),
-        vm_pb2.UpdateVmRequest(vm=vm_pb2.Vm(name=b, labels={"k": "2"}), update_mask={"paths": ["labels"]}),
+        vm_pb2.UpdateVmRequest(vm=vm_pb2.Vm(name=b, labels={"k": "1"}), update_mask=FieldMask(paths=["labels"])),
+        vm_pb2.UpdateVmRequest(vm=vm_pb2.Vm(name=b, labels={"k": "2"}), update_mask=FieldMask(paths=["labels"])),
     )
     yield f"{V}VmService/ResetVm", vm_pb2.ResetVmRequest(name="vms/c"), vm_pb2.ResetVmRequest(name=b)
     yield (
@@ -99,17 +104,31 @@ def calls(scene: Scene) -> Iterator[tuple[str, Message, Message | None]]:
         task_pb2.CloneTaskRequest(task=task, new_task_id="o", thread=True),
         task_pb2.CloneTaskRequest(task=task, new_task_id="p", thread=True),
     )
-    for name, kind, more, other in (
-        ("ScheduleTask", task_pb2.ScheduleTaskRequest, {"cpu": 1}, {"cpu": 2}),
-        ("UseFeature", task_pb2.UseFeatureRequest, {"feature": 2, "length": 1}, {"feature": 2, "length": 2}),
-        ("SetAltstack", task_pb2.SetAltstackRequest, {"size_bytes": 65536}, {"size_bytes": 131072}),
-    ):
-        yield f"{V}TaskService/{name}", kind(task=task, **more), kind(task=task, **other)  # type: ignore[operator]
-    for name, kind in (
-        ("KernelFpu", task_pb2.KernelFpuRequest),
-        ("PreemptTask", task_pb2.PreemptTaskRequest),
-    ):
-        yield f"{V}TaskService/{name}", kind(task=task), kind(task="vms/b/tasks/u")
+    yield (
+        f"{V}TaskService/ScheduleTask",
+        task_pb2.ScheduleTaskRequest(task=task, cpu=1),
+        task_pb2.ScheduleTaskRequest(task=task, cpu=2),
+    )
+    yield (
+        f"{V}TaskService/UseFeature",
+        task_pb2.UseFeatureRequest(task=task, feature=2, length=1),
+        task_pb2.UseFeatureRequest(task=task, feature=2, length=2),
+    )
+    yield (
+        f"{V}TaskService/SetAltstack",
+        task_pb2.SetAltstackRequest(task=task, size_bytes=65536),
+        task_pb2.SetAltstackRequest(task=task, size_bytes=131072),
+    )
+    yield (
+        f"{V}TaskService/KernelFpu",
+        task_pb2.KernelFpuRequest(task=task),
+        task_pb2.KernelFpuRequest(task="vms/b/tasks/u"),
+    )
+    yield (
+        f"{V}TaskService/PreemptTask",
+        task_pb2.PreemptTaskRequest(task=task),
+        task_pb2.PreemptTaskRequest(task="vms/b/tasks/u"),
+    )
     yield (
         f"{V}TaskService/ExitTask",
         task_pb2.ExitTaskRequest(task="vms/b/tasks/u"),
@@ -151,14 +170,13 @@ def calls(scene: Scene) -> Iterator[tuple[str, Message, Message | None]]:
         exit_pb2.AcquireControlRequest(scope=b, controller_name="k"),
         exit_pb2.AcquireControlRequest(scope="vms/c", controller_name="k"),
     )
-    decided = {"name": "vms/a/vcpus/0/exits/1", "generation": 1, "control": scene.control.control}
-    decided["control_epoch"] = scene.control.epoch
-    decision = exit_pb2.Decision
-    yield (
-        f"{V}ExitService/ResolveExit",
-        exit_pb2.ResolveExitRequest(**decided, decision=decision(retry=exit_pb2.Retry())),
-        exit_pb2.ResolveExitRequest(**decided, decision=decision(inject_gp=exit_pb2.InjectGp())),
-    )
+    decided = exit_pb2.ResolveExitRequest(name="vms/a/vcpus/0/exits/1", generation=1, control=scene.control.control)
+    decided.control_epoch = scene.control.epoch
+    otherwise = exit_pb2.ResolveExitRequest()
+    otherwise.CopyFrom(decided)
+    decided.decision.retry.SetInParent()
+    otherwise.decision.inject_gp.SetInParent()
+    yield f"{V}ExitService/ResolveExit", decided, otherwise
     control, epoch = scene.control.control, scene.control.epoch
     yield (
         f"{V}ExitService/ReleaseControl",
@@ -238,7 +256,7 @@ def refused_as_reused(path: str) -> Iterator[None]:
 
 @pytest.mark.asyncio
 async def test_a_repeated_request_has_its_first_answer(tmp_path: Path, disk: FaultyDisk) -> None:
-    """Each call of the contract: again at once, with other contents, and both after a restart; nothing is done twice."""
+    """Each call: again at once, with other contents, and both after a restart; nothing is done twice."""
     async with started(tmp_path, disk) as world, grpc.aio.insecure_channel(world.server.address) as channel:
         scene = await set_up(world)
         first: dict[str, Message] = {}
