@@ -230,6 +230,13 @@ CONTROLLER: Final = Table(
             default=0.0,
             help="Seconds the control lease is wished for; 0: the host's own.",
         ),
+        Setting(
+            key="metrics",
+            kind=text("HOST:PORT"),
+            default="",
+            default_text="none",
+            help="Serve Prometheus metrics and /healthz over HTTP here, on loopback. Needs fpstated[host].",
+        ),
         _TIMELINE,
         *_LOG,
     ),
