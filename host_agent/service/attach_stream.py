@@ -48,6 +48,7 @@ class AttachStream:
         self._room.set()
         #: What the client was told; 0 before ``attached``, which says it.
         self._credits = 0
+        self._resume_target = ""
         self._half_closed = False
         self._finished = False
         self._failure: Exception | None = None
@@ -76,7 +77,12 @@ class AttachStream:
 
     def drain(self, grace_s: float, resume_target: str) -> None:
         """Tell the client that the host is about to go away, and where to go."""
+        self._resume_target = resume_target
         self.push(session_pb2.Draining(resume_target=resume_target, grace=duration(round(grace_s * NS_PER_S))))
+
+    def grow_old(self, grace_s: float) -> None:
+        """Tell the client that the stream is about to end: it comes back here, or goes where a drain has sent it."""
+        self.drain(grace_s, self._resume_target)
 
     def grant(self, credits: int) -> None:  # noqa: A002 -- the wire's word
         """Tell the client how many events its session may have under way from now on, unless it knows."""

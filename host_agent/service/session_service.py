@@ -84,7 +84,7 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
         stream = AttachStream(self._agent, first.hello)
         reader = asyncio.create_task(stream.read(request_iterator), name=f"attach {stream.session}")
         try:
-            with self._age.limit(lambda: stream.finish(None), warn=lambda grace_s: stream.drain(grace_s, "")):
+            with self._age.limit(lambda: stream.finish(None), warn=stream.grow_old):
                 async with aclosing(stream.responses()) as responses:
                     async for response in responses:
                         yield response

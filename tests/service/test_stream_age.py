@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from fpstate.v1 import event_pb2, exit_pb2
+from fpstate.v1 import event_pb2, exit_pb2, host_pb2
 
 from guest_agent.aio import open_async_session
 from guest_agent.outcome import Done
@@ -91,6 +91,24 @@ async def test_an_old_attachment_is_told_and_ends_well(aged: World) -> None:
     await again.write(guest.hello())
     assert (await read(again)).attached.vcpus[0].next_seq == 2
     again.cancel()
+
+
+@pytest.mark.asyncio
+async def test_where_a_drain_has_sent_a_client_it_goes(aged: World) -> None:
+    """An age that comes within the grace says the same target again, and not to come back here."""
+    guest = await aged.guest(lease_s=10**6)
+    stream: Any = aged.sessions.Attach()
+    await stream.write(guest.hello())
+    await read(stream)
+    drain = host_pb2.DrainHostRequest(resume_target="unix:/elsewhere")
+    drain.grace.seconds = 3600
+    await aged.hosts.DrainHost(drain)
+    aged.clock.advance(1.1 * AGE_S)
+    told = [(await read(stream)).draining for _ in range(2)]
+    assert [each.resume_target for each in told] == ["unix:/elsewhere"] * 2
+    assert told[0].grace.seconds == 3600
+    assert told[1].grace.ToSeconds() == 10
+    assert await asyncio.wait_for(stream.read(), TIMEOUT_S) is grpc.aio.EOF
 
 
 @pytest.mark.asyncio

@@ -32,7 +32,7 @@ Once = Callable[[], Awaitable[None]]
 def grown_kib(loop: str, times: int) -> int:
     """Run a loop of this file in a process of its own; by how much its memory grew, in KiB."""
     command = [sys.executable, "-m", "tests.traps.soak", loop, str(times)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 

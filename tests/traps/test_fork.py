@@ -55,7 +55,7 @@ os._exit(0)
 
 def test_bare(note: Callable[..., None]) -> None:
     """In processes of their own."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=280, check=True)
     how = done.stdout.strip()
     note("a connection does not survive a fork", there=how != "answered", how=how)
 

@@ -18,7 +18,9 @@ import pytest
 
 from fpstated.testing_host import host_on_a_thread
 from guest_agent.aio_host import AsyncHost
+from guest_agent.host import Host
 from host_agent.state import HostConfig
+from tests.traps.bare import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fpstated", "guest_agent", "host_agent", "vmm_controller", "fault_lab")
@@ -47,7 +49,7 @@ print(len(told), *sorted(set(told)))
 
 def test_bare(note: Callable[..., None]) -> None:
     """In a process of its own."""
-    done = subprocess.run([sys.executable, "-c", TWO_LOOPS], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run([sys.executable, "-c", TWO_LOOPS], capture_output=True, text=True, timeout=280, check=True)
     noise = int(done.stdout.split()[0])
     note("a second event loop makes noise", there=noise > 0, how=f"{noise} in 3,000 calls")
 
@@ -75,14 +77,13 @@ def test_each_command_has_one_loop() -> None:
 async def test_a_host_on_a_thread_answers_nonetheless() -> None:
     """Two loops, and threads that block besides: whatever is said, every call has its answer."""
     with host_on_a_thread(HostConfig()) as server, ThreadPoolExecutor() as pool:
-        from guest_agent.host import Host
 
         def make(nr: int) -> None:
-            with Host(server.address) as host:
+            with Host(server.address, timeout_s=TIMEOUT_S) as host:
                 host.create_vm(f"t{nr}")
 
         loop = asyncio.get_running_loop()
         blocking = [loop.run_in_executor(pool, make, nr) for nr in range(8)]
-        async with AsyncHost(server.address) as host:
+        async with AsyncHost(server.address, timeout_s=TIMEOUT_S) as host:
             await asyncio.gather(*(host.create_vm(f"a{nr}") for nr in range(100)), *blocking)
             assert len(await host.list_vms()) == 108

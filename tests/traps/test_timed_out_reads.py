@@ -16,7 +16,7 @@ import pytest
 from fpstated.testing_host import async_host
 from guest_agent.aio import open_async_session
 from guest_agent.event import Hlt
-from host_agent.state import HostConfig
+from host_agent.state import NS_PER_S, HostConfig
 from tests.traps.bare import bare, until
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ async def test_bare(tmp_path: Path, note: Callable[..., None]) -> None:
 @pytest.mark.asyncio
 async def test_a_wait_with_a_limit_leaves_the_stream_alone() -> None:
     """A vCPU parks, and its outcome is waited for a hundred times in vain: one stream, as before, and it goes on."""
-    async with async_host(HostConfig(faults=True)) as host:
+    async with async_host(HostConfig(faults=True, exit_deadline_ns=3600 * NS_PER_S)) as host:
         host.make_vcpu(VCPU, permission=True)
         attachments = host._server.agent.attachments
         async with await open_async_session(host.address, vcpus=[VCPU]) as session:
