@@ -39,6 +39,7 @@ from guest_agent.event import RegisterRead, RegisterWrite, Xsave, XsaveInsn, Xse
 from guest_agent.port import VcpuPort
 from host_agent.state import HostConfig
 from tests.service.world import XCR0_AMX, World, read, read_outcomes
+from tests.traps.bare import until
 from vmm_controller.config import ControllerConfig
 from vmm_controller.controller import Controller
 from vmm_controller.policy import parse_policies
@@ -118,6 +119,8 @@ def test_one_trace_goes_through_guest_host_and_controller(log: io.StringIO) -> N
         stop = host.run(_control(host.address, results))
         with tracing(TRACE):
             port.submit(Xsetbv(value=XCR0_AMX))
+        # The guest may hear of its outcome before the controller does of what it came to.
+        host.run(until(lambda: any(event["event"] == "result" for event in results)))
         host.run(stop.aclose())
     opened, settled = [line for line in lines(log) if "exit" in line]
     assert (opened["state"], settled["state"]) == ("OPEN", "RESOLVED")
