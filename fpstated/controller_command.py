@@ -8,6 +8,7 @@ from typing import TextIO, cast
 
 from fpstated.config.sources import ConfigError, Settings
 from fpstated.console import HumanLines
+from fpstated.link.http import loopback_address
 from fpstated.link.spans import start_export
 from fpstated.link.tls import ClientTls, client_tls
 from fpstated.logs import set_up_logging
@@ -26,6 +27,7 @@ class ControllerRun:
     host: str
     config: ControllerConfig
     tls: ClientTls | None = None
+    metrics: tuple[str, int] | None = None
     timeline: bool = False
     log_format: str = "text"
     log_level: str = "warning"
@@ -38,6 +40,7 @@ def controller_run(settings: Settings, default_address: str) -> ControllerRun:
         host=settings["host"] or default_address,
         config=_config(settings),
         tls=client_tls(settings["tls-cert"], settings["tls-key"], settings["tls-ca"]),
+        metrics=_metrics(settings),
         timeline=settings["timeline"],
         log_format=settings["log-format"],
         log_level=settings["log-level"],
@@ -52,13 +55,26 @@ def run(run: ControllerRun) -> int:
     try:
         if run.trace_export != "none":
             start_export(run.trace_export, service="fpstated-controller")
-        return run_controller(run.host, run.config, tls=run.tls, out=out)
+        return run_controller(run.host, run.config, tls=run.tls, out=out, metrics=run.metrics)
     except ImportError as error:
-        print(f"fpstated controller: --trace-export needs: pip install 'fpstated[otel]' ({error})", file=sys.stderr)
+        flag, extra = ("--metrics", "host") if error.name == "prometheus_client" else ("--trace-export", "otel")
+        print(f"fpstated controller: {flag} needs: pip install 'fpstated[{extra}]' ({error})", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"fpstated controller: --metrics: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"fpstated controller: {error}", file=sys.stderr)
         return 2
+
+
+def _metrics(settings: Settings) -> tuple[str, int] | None:
+    if not settings["metrics"]:
+        return None
+    try:
+        return loopback_address(settings["metrics"])
+    except ValueError as error:
+        raise settings.wrong("metrics", str(error).removeprefix("expected ").partition(", got")[0]) from error
 
 
 def _config(settings: Settings) -> ControllerConfig:

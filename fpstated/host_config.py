@@ -115,6 +115,7 @@ def server_options(settings: Settings) -> ServerOptions:
             calls_per_s=settings["calls-per-second"],
             burst=settings["calls-burst"],
         ),
+        stream_max_age_s=settings["stream-max-age"],
         reflection=settings["reflection"],
         metrics=settings["metrics"],
         metrics_anywhere=settings["metrics-anywhere"],

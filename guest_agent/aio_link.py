@@ -18,6 +18,7 @@ from guest_agent.error import HostError, host_error
 from guest_agent.opening import Opened, SessionKey, SessionSpec, opened_from_proto
 from guest_agent.outcome import Outcome, Refusal
 from guest_agent.recovery import Patience, Remedy, remedy
+from guest_agent.wait import SessionLost
 from guest_agent.wire import outcome_from_proto
 
 CALL_TIMEOUT_S = 10.0
@@ -64,9 +65,13 @@ class AsyncLink:
 
         Raises:
             HostError: the host refused, or was not reached for `reconnect_s` seconds.
+            SessionLost: the channel was closed by its owner.
         """
-        while True:
-            await self._recover(await self._stay_attached(take))
+        try:
+            while True:
+                await self._recover(await self._stay_attached(take))
+        except grpc.aio.UsageError as error:  # which gRPC says of a closed channel
+            raise SessionLost("its channel was closed by its owner") from error
 
     async def wait_outcome(self, vcpu: str, seq: int) -> Outcome | None:
         """Ask for a final outcome that no stream will bring; None if the host could not be asked."""
@@ -74,7 +79,7 @@ class AsyncLink:
         request = session_pb2.WaitOutcomeRequest(session=key.name, epoch=key.epoch, vcpu=vcpu, seq=seq)
         try:
             response = await self._stub.WaitOutcome(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
-        except grpc.RpcError:
+        except (grpc.RpcError, grpc.aio.UsageError):
             return None
         return outcome_from_proto(response.outcome)
 
@@ -83,7 +88,7 @@ class AsyncLink:
         request = session_pb2.CloseSessionRequest(
             session=self.key.name, epoch=self.key.epoch, request_id=str(uuid.uuid4())
         )
-        with suppress(grpc.RpcError):
+        with suppress(grpc.RpcError, grpc.aio.UsageError):
             await self._stub.CloseSession(request, timeout=CLOSE_TIMEOUT_S, metadata=trace_metadata())
         if self._owns_channel:
             await self._channel.close()

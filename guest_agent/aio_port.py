@@ -38,6 +38,11 @@ _Final = tuple[int, FinalOutcome]
 _Entry = tuple[GuestEvent, asyncio.Future[_Final]]
 
 
+def _is_without_credit(outcome: Outcome) -> bool:
+    """Whether the host has not looked at an event since too many were under way: its credits had just shrunk."""
+    return isinstance(outcome, Rejected) and outcome.refusal.reason == "CREDITS_EXCEEDED"
+
+
 class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
     """One vCPU of an `AsyncSession`; every method belongs to the session's event loop.
 
@@ -218,7 +223,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self._unheard.discard(seq)
         if seq not in self._sent:
             return  # heard before, or of a number that was given back
-        if isinstance(outcome, Blocked):
+        if isinstance(outcome, Blocked) or _is_without_credit(outcome):
             self._give_back(seq)
         elif isinstance(outcome, Pending):
             self._park(seq, outcome)

@@ -24,7 +24,7 @@ class Attachment:
 
     def __init__(self, stub: GuestSessionServiceAsyncStub, key: SessionKey) -> None:
         self._stub = stub
-        self._outgoing: asyncio.Queue[session_pb2.AttachRequest] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[session_pb2.AttachRequest | None] = asyncio.Queue()
         self.send(session_pb2.AttachRequest(hello=session_pb2.AttachHello(session=key.name, epoch=key.epoch)))
 
     def send(self, message: session_pb2.AttachRequest) -> None:
@@ -44,7 +44,9 @@ class Attachment:
         finally:
             # A call that is only dropped lives on. Source: grpc/grpc issue 43462.
             call.cancel()
+            # And so does gRPC's task that writes, where it was the host that ended the call.
+            self._outgoing.put_nowait(None)
 
     async def _requests(self) -> AsyncGenerator[session_pb2.AttachRequest]:
-        while True:
-            yield await self._outgoing.get()
+        while (message := await self._outgoing.get()) is not None:
+            yield message

@@ -56,7 +56,7 @@ class BlockingCalls:
         Raises:
             HostError: refused; or nobody was there for `reconnect_s` seconds.
             Interrupted: `interrupt` was called. Whether the host has got the call is not known.
-            SessionLost: the session can not be opened again where it was.
+            SessionLost: the session can not be opened again where it was, or its channel was closed by its owner.
         """
         patience = Patience(total_s=self._reconnect_s)
         while True:
@@ -71,7 +71,10 @@ class BlockingCalls:
             self._raise_interrupt()
             if self._session.closed:
                 raise SessionLost(f"session {key.name} was closed by its owner")
-            call = start(key)
+            try:
+                call = start(key)
+            except ValueError as error:  # which gRPC says of a closed channel
+                raise SessionLost("its channel was closed by its owner") from error
             self._under_way.add(call)
         try:
             return call.result()

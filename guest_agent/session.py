@@ -135,7 +135,7 @@ class Session:
         request = pb.CloseSessionRequest(session=self.key.name, epoch=self.key.epoch, request_id=str(uuid.uuid4()))
         try:
             self.stub.CloseSession(request, timeout=min(CALL_TIMEOUT_S, 2.0), metadata=trace_metadata())
-        except grpc.RpcError:
+        except (grpc.RpcError, ValueError):  # the host is away, or the channel's owner has closed it
             pass
         finally:
             self._keeper.join(timeout=CALL_TIMEOUT_S)

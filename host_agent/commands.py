@@ -316,12 +316,15 @@ class SetHostLimit:
     """The host's byte limit, None for none."""
 
     byte_limit: int | None
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainHost:
-    """No new VM, vCPU or session from now on."""
+    """No new VM, vCPU or session from now on. How, is the process's; here it makes one request another's repetition."""
 
+    grace_ns: int = 0
+    resume_target: str = ""
     request_id: str = ""
 
 

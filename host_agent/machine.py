@@ -20,6 +20,7 @@ from host_agent.effects import Drained, Effect
 from host_agent.errors import Reason, Refused, invalid
 from host_agent.invariants import check_host
 from host_agent.kvm.lifecycle import WrongStateError
+from host_agent.repetition import fingerprint, method_of
 from host_agent.state import HostConfig, HostState
 from host_agent.timers import due, next_deadline_ns
 
@@ -133,19 +134,20 @@ class HostMachine:
     def _once(self, command: c.Command) -> Any:  # noqa: ANN401
         """Answer a repeated request id with the answer it had; the same id with another command is a mistake."""
         request_id = getattr(command, "request_id", "")
-        known = self.state.requests.get(request_id) if request_id else None
+        if not request_id:
+            return self._handle(command)
+        known, this = self.state.requests.get(request_id), fingerprint(command)
         if known is not None:
             earlier, reply = known
-            if earlier != command:
-                method = type(earlier).__name__
+            if earlier != this:
+                method = method_of(earlier)
                 text = f"request id {request_id!r} was used before, for another {method}"
                 raise Refused(Reason.REQUEST_ID_REUSED, text, requestId=request_id, method=method)
             return reply
         reply = self._handle(command)
-        if request_id:
-            self.state.requests[request_id] = (command, reply)
-            if len(self.state.requests) > self.state.config.max_request_ids:
-                del self.state.requests[next(iter(self.state.requests))]
+        self.state.requests[request_id] = (this, reply)
+        if len(self.state.requests) > self.state.config.max_request_ids:
+            del self.state.requests[next(iter(self.state.requests))]
         return reply
 
     def _handle(self, command: c.Command) -> Any:  # noqa: ANN401

@@ -174,7 +174,8 @@ class HostState:
     exits: dict[str, ExitRecord] = field(default_factory=dict)
     resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
     faults: FaultTable = field(default_factory=FaultTable)
-    requests: dict[str, tuple[object, object]] = field(default_factory=dict)
+    #: By request id: the fingerprint of the request, and the answer it had.
+    requests: dict[str, tuple[str, object]] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     permissions: dict[str, PermissionHistory] = field(default_factory=dict)
     #: Hears every hardware operation and allocation; None on a host nobody watches.

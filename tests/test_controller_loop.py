@@ -78,22 +78,22 @@ class Host:
             action=fault_pb2.FaultAction(errno_action=fault_pb2.ErrnoAction(errno_value=errno.ENOMEM)),
         )
         stub: fault_pb2_grpc.FaultServiceAsyncStub = fault_pb2_grpc.FaultServiceStub(self.channel)
-        await stub.ArmFault(fault_pb2.ArmFaultRequest(fault=fault), timeout=10)
+        await stub.ArmFault(fault_pb2.ArmFaultRequest(fault=fault), timeout=60)
 
     async def vm(self, vm_id: str, **fields: Any) -> str:  # noqa: ANN401
         """Make a VM whose guests may use tiles."""
         stub: vm_pb2_grpc.VmServiceAsyncStub = vm_pb2_grpc.VmServiceStub(self.channel)
-        made = await stub.CreateVm(vm_pb2.CreateVmRequest(vm_id=vm_id, vm=vm_pb2.Vm(**fields)), timeout=10)
+        made = await stub.CreateVm(vm_pb2.CreateVmRequest(vm_id=vm_id, vm=vm_pb2.Vm(**fields)), timeout=60)
         permission = vm_pb2.RequestPermissionRequest(name=made.vm.name, scope=vm_pb2.PERMISSION_SCOPE_GUEST, feature=18)
-        await stub.RequestPermission(permission, timeout=10)
+        await stub.RequestPermission(permission, timeout=60)
         return made.vm.name
 
     async def guest(self, vm: str, index: int = 0) -> Guest:
         """Make a vCPU with a session of its own, whose guest is about to clear XFD."""
         vcpus: vcpu_pb2_grpc.VcpuServiceAsyncStub = vcpu_pb2_grpc.VcpuServiceStub(self.channel)
-        made = await vcpus.CreateVcpu(vcpu_pb2.CreateVcpuRequest(parent=vm, index=index), timeout=10)
+        made = await vcpus.CreateVcpu(vcpu_pb2.CreateVcpuRequest(parent=vm, index=index), timeout=60)
         sessions: session_pb2_grpc.GuestSessionServiceAsyncStub = session_pb2_grpc.GuestSessionServiceStub(self.channel)
-        opened = await sessions.OpenSession(session_pb2.OpenSessionRequest(vcpus=[made.vcpu.name]), timeout=10)
+        opened = await sessions.OpenSession(session_pb2.OpenSessionRequest(vcpus=[made.vcpu.name]), timeout=60)
         guest = Guest(sessions, opened.session, opened.epoch, made.vcpu.name)
         for event in (ARM_XFD, ENABLE_TILES):
             assert (await guest.send(event)).HasField("done")
@@ -102,7 +102,7 @@ class Host:
     async def exit_of(self, guest: Guest) -> exit_pb2.Exit:
         """The exit of the guest's last event."""
         stub: exit_pb2_grpc.ExitServiceAsyncStub = exit_pb2_grpc.ExitServiceStub(self.channel)
-        reply = await stub.GetExit(exit_pb2.GetExitRequest(name=guest.exit_name), timeout=10)
+        reply = await stub.GetExit(exit_pb2.GetExitRequest(name=guest.exit_name), timeout=60)
         return reply.exit
 
 
@@ -128,7 +128,7 @@ class Guest:
         numbered.MergeFrom(event)
         batch = event_pb2.EventBatch(events=event_pb2.GuestEvents(events=[numbered]))
         request = session_pb2.SubmitEventsRequest(session=self.session, epoch=self.epoch, batch=batch)
-        reply = await self.stub.SubmitEvents(request, timeout=10)
+        reply = await self.stub.SubmitEvents(request, timeout=60)
         return reply.outcomes.outcomes[0]
 
     async def clear_xfd_and_exit(self) -> None:
@@ -139,7 +139,7 @@ class Guest:
     async def final(self) -> event_pb2.EventOutcome:
         """Wait for the final outcome of the last event."""
         request = session_pb2.WaitOutcomeRequest(session=self.session, epoch=self.epoch, vcpu=self.vcpu, seq=self.seq)
-        reply = await self.stub.WaitOutcome(request, timeout=20)
+        reply = await self.stub.WaitOutcome(request, timeout=60)
         return reply.outcome
 
     async def xfd(self) -> int:
@@ -230,7 +230,7 @@ async def test_a_paused_vcpu_waits_for_a_person(host: Host) -> None:
             control_epoch=person.epoch,
             decision=exit_pb2.Decision(retry=exit_pb2.Retry()),
         )
-        await stub.ResolveExit(by_hand, timeout=10)
+        await stub.ResolveExit(by_hand, timeout=60)
         assert (await guest.final()).HasField("done")
         ended = await timeline.until(event="exit", state="RESOLVED")
     assert (ended["decided_by"], ended["result"]) == ("person", "COMMITTED")
@@ -393,7 +393,7 @@ async def kill(process: asyncio.subprocess.Process) -> None:
 async def told(process: asyncio.subprocess.Process, **wanted: object) -> dict[str, Any]:
     """Read the timeline until a line has all of `wanted`."""
     assert process.stdout is not None
-    while line := await asyncio.wait_for(process.stdout.readline(), 20):
+    while line := await asyncio.wait_for(process.stdout.readline(), 60):
         event: dict[str, Any] = json.loads(line)
         if wanted.items() <= event.items():
             return event

@@ -161,7 +161,7 @@ class Watched:
         """Wait for the `count`-th event that has all of `wanted`."""
         while len(found := self.all(**wanted)) < count:
             self._more.clear()
-            await asyncio.wait_for(self._more.wait(), 20)
+            await asyncio.wait_for(self._more.wait(), 60)
         return found[count - 1]
 
     def all(self, **wanted: object) -> list[Event]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tools.gen_docs import DOCS, TABLES, generated, stale
 
 
@@ -18,6 +20,18 @@ def test_every_table_is_shown_somewhere() -> None:
         name for path in DOCS.glob("*.md") for name in re.findall(r"<!-- generated: ([a-z-]+) -->", path.read_text())
     ]
     assert sorted(shown) == sorted(TABLES)
+
+
+@pytest.mark.parametrize("page", ["traps.md", "sessions.md"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    """Files by their paths; tests by their names, in a file that stands before them in the same cell."""
+    cells = [cell for line in (DOCS / page).read_text().splitlines() for cell in line.split("|")]
+    named = [(re.findall(r"`(tests/[\w/]+\.py)`", cell), re.findall(r"`(test_\w+)`", cell)) for cell in cells]
+    assert sum(len(files) for files, _ in named) >= 10
+    for files, tests in named:
+        sources = [(DOCS.parent / file).read_text() for file in files]
+        missing = [test for test in tests if not any(f"def {test}(" in source for source in sources)]
+        assert missing == []
 
 
 def test_a_stale_table_is_found() -> None:

@@ -38,7 +38,7 @@ from host_agent.state import HostConfig
 from tests.host_process import HostProcess, lift_file_size, limit_file_size, mounted_tmpfs
 from tests.journal.rig import FaultyDisk
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 KILLS = 3
 
 
@@ -52,6 +52,8 @@ class Worker:
     #: The last request that was sent and not answered: it may have happened or not, but not half.
     open: str = ""
     seq: int = 0
+    #: Calls that were answered since the host was started last.
+    answered: int = 0
     error: BaseException | None = None
 
     def make(self) -> None:
@@ -87,6 +89,7 @@ class Worker:
                 vm_pb2.CreateVmRequest(vm_id=self.open, vm=vm_pb2.Vm(), request_id=self.open), timeout=TIMEOUT_S
             )
             self.acknowledged.add(self.open)
+            self.answered += 1
             event = event_pb2.GuestEvent(vcpu=vcpu, seq=self.seq + 1, hlt=event_pb2.Hlt())
             batch = event_pb2.EventBatch(events=event_pb2.GuestEvents(events=[event]))
             answer = sessions.SubmitEvents(
@@ -105,6 +108,14 @@ class Worker:
         self.acknowledged.add(self.open)
 
 
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Look again and again until it is so."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"it never came: {what}"
+        time.sleep(0.02)
+
+
 def listed(channel: grpc.Channel) -> set[str]:
     """The ids of all VMs."""
     stub = vm_pb2_grpc.VmServiceStub(channel)
@@ -118,6 +129,17 @@ def listed(channel: grpc.Channel) -> set[str]:
             return found
 
 
+def under_load(workers: list[Worker], round_nr: int) -> list[threading.Thread]:
+    """Start them, and wait until each has had answers of this host."""
+    threads = [threading.Thread(target=worker.run, args=(round_nr,)) for worker in workers]
+    for worker, thread in zip(workers, threads, strict=True):
+        worker.answered = 0
+        thread.start()
+    wait_for(lambda: all(worker.answered > 1 or worker.error is not None for worker in workers), "load")
+    return threads
+
+
+@pytest.mark.timeout(400)
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     """Killed under load, several times: no acknowledged VM or event is lost, and none that was not sent appears."""
     seed = random.randrange(2**32)
@@ -128,10 +150,8 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
         for worker in workers:
             worker.make()
         for round_nr in range(KILLS):
-            threads = [threading.Thread(target=worker.run, args=(round_nr,)) for worker in workers]
-            for thread in threads:
-                thread.start()
-            time.sleep(0.2 + chance.random() * 0.5)
+            threads = under_load(workers, round_nr)
+            time.sleep(chance.random() * 0.5)  # the kill comes at any moment of a call
             host.kill()
             for thread in threads:
                 thread.join(TIMEOUT_S * 2)
@@ -257,10 +277,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, full: Full) -> None:
             assert listed(channel) == made
             assert _tried(channel, "more") == "STORAGE_FULL"
             make_room()
-            deadline = time.monotonic() + TIMEOUT_S
-            while _tried(channel, "more") == "STORAGE_FULL":
-                assert time.monotonic() < deadline, "it never went on"
-                time.sleep(0.05)
+            wait_for(lambda: _tried(channel, "more") != "STORAGE_FULL", "room")
             made.add("more")
         host.kill()
         host.start()

@@ -97,7 +97,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
         self.address = f"unix:{folder / 'host.sock'}"
-        flags = ("--faults", "--check-invariants", "--timeline", "--grace", "0")
+        # Nobody's lease and no exit's deadline is to end because a machine is slow.
+        flags = ("--faults", "--check-invariants", "--timeline", "--grace", "0", "--exit-deadline", "600")
         self.host = self.start("host", "--listen", self.address, *flags)
         self.host.said('"ready"')
         self.channel = self._stack.enter_context(grpc.insecure_channel(self.address))
@@ -108,7 +109,7 @@ class Cluster:
 
     def controller(self, *arguments: str) -> Process:
         """Start a controller and wait until it watches."""
-        controller = self.start("controller", "--timeline", "--host", self.address, "--lease", "2", *arguments)
+        controller = self.start("controller", "--timeline", "--host", self.address, "--lease", "600", *arguments)
         controller.said('"watching"')
         return controller
 
@@ -124,12 +125,12 @@ class Cluster:
             attributes=fault_pb2.FaultAttributes(times=times),
             action=fault_pb2.FaultAction(errno_action=fault_pb2.ErrnoAction(errno_value=12)),
         )
-        fault_pb2_grpc.FaultServiceStub(self.channel).ArmFault(fault_pb2.ArmFaultRequest(fault=fault), timeout=10)
+        fault_pb2_grpc.FaultServiceStub(self.channel).ArmFault(fault_pb2.ArmFaultRequest(fault=fault), timeout=60)
 
     def vcpu(self, vm: str) -> vcpu_pb2.Vcpu:
         """Ask the host about vCPU 0 of a VM."""
         request = vcpu_pb2.GetVcpuRequest(name=f"vms/{vm}/vcpus/0")
-        return vcpu_pb2_grpc.VcpuServiceStub(self.channel).GetVcpu(request, timeout=10).vcpu
+        return vcpu_pb2_grpc.VcpuServiceStub(self.channel).GetVcpu(request, timeout=60).vcpu
 
     def close(self) -> None:
         """Stop everything, newest first."""
@@ -247,6 +248,15 @@ def _replay(log: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
 
 
+@pytest.fixture
+def _sigint() -> Iterator[None]:
+    """Processes started from here hear SIGINT, also where these tests run in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint")
 def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     """An interrupted demonstration says so, has status 130, and leaves nothing behind."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}

@@ -66,11 +66,13 @@ class CallError(Exception):
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Raise CallError where gRPC raises AioRpcError."""
+    """Raise CallError where gRPC raises AioRpcError, and where the channel was closed by its owner."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise call_error(error) from error
+    except grpc.aio.UsageError as error:
+        raise CallError(grpc.StatusCode.FAILED_PRECONDITION, "the channel was closed by its owner") from error
 
 
 def call_error(error: grpc.aio.AioRpcError) -> CallError:

@@ -12,11 +12,12 @@ from typing import Final, TextIO
 import grpc
 import grpc.aio
 
+from fpstated.link.http import HttpListener, health_page
 from fpstated.link.tls import ClientTls
 from vmm_controller.config import ControllerConfig
 from vmm_controller.controller import Controller
 from vmm_controller.error import CallError
-from vmm_controller.timeline import Event
+from vmm_controller.timeline import Event, OnEvent
 
 #: gRPC by itself waits up to two minutes between tries to connect; the loop's own backoff is to be the longer one.
 CHANNEL_OPTIONS: Final = (
@@ -27,26 +28,57 @@ CHANNEL_OPTIONS: Final = (
 
 
 def run_controller(
-    address: str, config: ControllerConfig, *, tls: ClientTls | None = None, out: TextIO | None = None
+    address: str,
+    config: ControllerConfig,
+    *,
+    tls: ClientTls | None = None,
+    out: TextIO | None = None,
+    metrics: tuple[str, int] | None = None,
 ) -> int:
     """Run a controller against the host at `address` (a gRPC target: `unix:PATH`, `HOST:PORT`) until a signal.
 
     `tls` is for a host with mutual TLS. The timeline goes to `out` (standard output unless given), one JSON object per
-    line, flushed, each with `time_s`, the system's clock in seconds.
+    line, flushed, each with `time_s`, the system's clock in seconds. `metrics` is the host and port where metrics and
+    health are served over HTTP; they need prometheus_client.
 
     Returns the exit status: 0 after SIGTERM or SIGINT, with control released; 1 where the host refused for good or
     another controller took the scope, with the reason on standard error. Raises ValueError for files that no TLS can be
-    made of, before anything is done.
+    made of, before anything is done, and OSError where metrics cannot be served.
     """
     credentials = None if tls is None else tls.credentials()
-    return asyncio.run(_run(address, credentials, config, JsonLines(out or sys.stdout)))
+    lines = JsonLines(out or sys.stdout)
+    return asyncio.run(_serving(address, credentials, config, lines, metrics))
+
+
+async def _serving(
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    config: ControllerConfig,
+    lines: JsonLines,
+    metrics: tuple[str, int] | None,
+) -> int:
+    """Run with its metrics, if it is to have any."""
+    if metrics is None:
+        return await _run(address, credentials, config, lines.write)
+    from vmm_controller.metrics import ControllerMetrics  # noqa: PLC0415 -- prometheus_client is none of the base's
+
+    meter = ControllerMetrics()
+
+    def told(event: Event) -> None:
+        meter(event)
+        lines.write(event)
+
+    pages = {"/metrics": meter.page, "/healthz": health_page(lambda: meter.watching)}
+    async with HttpListener(*metrics, pages) as listener:
+        sys.stderr.write(f"fpstated controller: metrics on http://{metrics[0]}:{listener.port}/metrics\n")
+        return await _run(address, credentials, config, told)
 
 
 async def _run(
-    address: str, credentials: grpc.ChannelCredentials | None, config: ControllerConfig, lines: JsonLines
+    address: str, credentials: grpc.ChannelCredentials | None, config: ControllerConfig, on_event: OnEvent
 ) -> int:
     async with _channel(address, credentials) as channel:
-        controller = Controller(channel, config, on_event=lines.write)
+        controller = Controller(channel, config, on_event=on_event)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, controller.stop)

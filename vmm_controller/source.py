@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
 from fpstate.v1 import exit_pb2 as pb
 from fpstate.v1 import exit_pb2_grpc as pb_grpc
 
 from fpstated.link.trace import trace_metadata
-from vmm_controller.error import typed_errors
+from vmm_controller.error import CallError, typed_errors
 from vmm_controller.exit_proto import exit_from_proto
 from vmm_controller.policy import ExitView
 
@@ -79,6 +81,12 @@ class ExitSource:
                 async for message in call:
                     if message.WhichOneof("body") == "exit":
                         yield exit_from_proto(message.exit)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not this task is cancelled but its call, by whoever closes the channel: silence would look like no news.
+            raise CallError(grpc.StatusCode.CANCELLED, "the stream was cancelled") from error
         finally:
             # An abandoned call is never collected: grpc/grpc#43462.
             call.cancel()

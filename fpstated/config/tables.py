@@ -155,6 +155,12 @@ HOST: Final = Table(
             help="Streams of one principal at once.",
         ),
         Setting(
+            key="stream-max-age",
+            kind=number(0, 86_400, unit="seconds"),
+            default=1800.0,
+            help="Seconds after which the client of a stream comes back on a new one, a tenth more or less; 0: never.",
+        ),
+        Setting(
             key="calls-per-second",
             kind=number(0, 1_000_000),
             default=5000.0,
@@ -223,6 +229,13 @@ CONTROLLER: Final = Table(
             kind=number(0, 86_400, unit="seconds"),
             default=0.0,
             help="Seconds the control lease is wished for; 0: the host's own.",
+        ),
+        Setting(
+            key="metrics",
+            kind=text("HOST:PORT"),
+            default="",
+            default_text="none",
+            help="Serve Prometheus metrics and /healthz over HTTP here, on loopback. Needs fpstated[host].",
         ),
         _TIMELINE,
         *_LOG,

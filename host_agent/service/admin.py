@@ -8,11 +8,9 @@ Both are for loopback or a unix socket; who gets there is trusted to look, and c
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
-from typing import Final, Self
+from typing import Self
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -21,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from fpstated.link.http import Answer, HttpListener, health_page
 from host_agent.service.address import (
     AddressError,
     TcpAddress,
@@ -30,16 +29,9 @@ from host_agent.service.address import (
     prepare_socket,
 )
 
-#: A request's line and headers, in bytes, and how long they may take to come.
-_REQUEST_MAX: Final = 8192
-_REQUEST_S: Final = 5.0
-_TEXT: Final = "text/plain; charset=utf-8"
-
-_Answer = tuple[HTTPStatus, str, bytes]
-
 
 class AdminHttp:
-    """A small HTTP/1.1 server on the host's own event loop, so that what it reads stands still meanwhile."""
+    """/metrics and /healthz on the host's own event loop."""
 
     def __init__(
         self, registry: CollectorRegistry, serving: Callable[[], bool], address: str, *, anywhere: bool = False
@@ -48,60 +40,25 @@ class AdminHttp:
         found = parse_address(address, allow_insecure_tcp=True, tls=anywhere)
         if not isinstance(found, TcpAddress):
             raise AddressError(f"metrics: expected HOST:PORT, got {address!r}")
-        self._registry = registry
-        self._serving = serving
+
+        def metrics() -> Answer:
+            return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry)
+
+        pages = {"/metrics": metrics, "/healthz": health_page(serving)}
         self._listen = found
-        self._server: asyncio.Server | None = None
+        self._http = HttpListener(found.host.strip("[]"), found.port, pages)
         self.address = found.target
 
     async def __aenter__(self) -> Self:
-        host = self._listen.host.strip("[]")
         try:
-            self._server = await asyncio.start_server(self._serve, host, self._listen.port, limit=_REQUEST_MAX)
+            await self._http.__aenter__()
         except OSError as error:
             raise AddressError(f"metrics: {self._listen.target}: {error.strerror}") from error
-        port: int = self._server.sockets[0].getsockname()[1]
-        self.address = f"{self._listen.host}:{port}"
+        self.address = f"{self._listen.host}:{self._http.port}"
         return self
 
-    async def __aexit__(self, *_error: object) -> None:
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(_REQUEST_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(*self._answer(head)))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError):
-            pass  # whoever that was speaks no HTTP, or has gone
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-    def _answer(self, head: bytes) -> _Answer:
-        method, _, rest = head.partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
-        if method not in (b"GET", b"HEAD"):
-            return HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"GET\n"
-        if path == b"/metrics":
-            return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        if path == b"/healthz":
-            serving = self._serving()
-            status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
-            return status, _TEXT, b"SERVING\n" if serving else b"NOT_SERVING\n"
-        return HTTPStatus.NOT_FOUND, _TEXT, b"/metrics, /healthz\n"
-
-
-def _response(status: HTTPStatus, content_type: str, body: bytes) -> bytes:
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.__aexit__(*error)
 
 
 class AdminGrpc:

@@ -28,6 +28,7 @@ from host_agent.journal.journal import Journal, NoJournal
 from host_agent.machine import HostMachine
 from host_agent.service.attachments import Attachments, Outlet
 from host_agent.service.clock import Clock, MonotonicClock, Timer
+from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, failure_of
 from host_agent.service.exit_watch import ExitNews, ExitWatchers
 from host_agent.service.outcome_waits import OutcomeWaits
@@ -194,11 +195,12 @@ class HostAgent:
 
     def _end_sessions(self, *, opened: bool) -> None:
         """Let the streams and the waiting calls of sessions that are over know. Where none can be, do not look."""
-        alive = len(self.state.sessions)
-        if alive >= self._alive_sessions and not opened:
-            self._alive_sessions = alive
-            return
+        alive, before = len(self.state.sessions), self._alive_sessions
         self._alive_sessions = alive
+        if session_credits(alive) != session_credits(before):
+            self.attachments.grant(session_credits(alive))
+        if alive >= before and not opened:
+            return
         for name in (self.attachments.sessions() | self.outcomes.sessions()) - self.state.sessions.keys():
             self._end_session(name, expired=self.state.ended_sessions.get(name, False))
 

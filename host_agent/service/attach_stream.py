@@ -22,14 +22,15 @@ from host_agent.commands import AckDirective, KeepAlive
 from host_agent.events import Directive, DoneOutcome, Outcome
 from host_agent.service.agent import HostAgent
 from host_agent.service.batches import resume_of, seq_marks, submit_batch
+from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, field_invalid
-from host_agent.service.limits import CREDITS_MAX, OUTBOX_MAX, OUTCOME_BYTES_MAX, OUTCOMES_PER_MESSAGE_MAX
+from host_agent.service.limits import OUTBOX_MAX, OUTCOME_BYTES_MAX, OUTCOMES_PER_MESSAGE_MAX
 from host_agent.service.translate.batch import batch_from_proto
 from host_agent.service.translate.fields import duration, header, session_name, vcpu_name
 from host_agent.service.translate.outcome import directive_to_proto, outcome_to_proto, resume_to_proto
 from host_agent.state import NS_PER_S
 
-_Item = Outcome | Directive | session_pb2.Draining
+_Item = Outcome | Directive | session_pb2.Draining | session_pb2.Credits
 
 
 class AttachStream:
@@ -45,6 +46,9 @@ class AttachStream:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        #: What the client was told; 0 before ``attached``, which says it.
+        self._credits = 0
+        self._resume_target = ""
         self._half_closed = False
         self._finished = False
         self._failure: Exception | None = None
@@ -73,7 +77,18 @@ class AttachStream:
 
     def drain(self, grace_s: float, resume_target: str) -> None:
         """Tell the client that the host is about to go away, and where to go."""
+        self._resume_target = resume_target
         self.push(session_pb2.Draining(resume_target=resume_target, grace=duration(round(grace_s * NS_PER_S))))
+
+    def grow_old(self, grace_s: float) -> None:
+        """Tell the client that the stream is about to end: it comes back here, or goes where a drain has sent it."""
+        self.drain(grace_s, self._resume_target)
+
+    def grant(self, credits: int) -> None:  # noqa: A002 -- the wire's word
+        """Tell the client how many events its session may have under way from now on, unless it knows."""
+        if self._credits not in (0, credits):
+            self.push(session_pb2.Credits(events=credits))
+            self._credits = credits
 
     def finish(self, failure: Exception | None) -> None:
         """Write what is queued and end the stream; what came first says how."""
@@ -164,7 +179,8 @@ class AttachStream:
         state = self._agent.state
         session = state.sessions[self.session]
         vcpus = [resume_to_proto(resume_of(state, session, name)) for name in self._vcpus]
-        attached = session_pb2.Attached(vcpus=vcpus, credits=CREDITS_MAX)
+        self._credits = session_credits(len(state.sessions))
+        attached = session_pb2.Attached(vcpus=vcpus, credits=self._credits)
         return session_pb2.AttachResponse(header=header(state), attached=attached)
 
     def _next_response(self) -> session_pb2.AttachResponse:
@@ -175,6 +191,9 @@ class AttachStream:
                 made.outcomes.CopyFrom(self._next_outcomes())
             case Directive() as directive:
                 made.directive.CopyFrom(directive_to_proto(directive))
+                self._queue.popleft()
+            case session_pb2.Credits() as granted:
+                made.credits.CopyFrom(granted)
                 self._queue.popleft()
             case session_pb2.Draining() as draining:
                 made.draining.CopyFrom(draining)

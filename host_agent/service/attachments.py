@@ -21,6 +21,9 @@ class Outlet(Protocol):
     def drain(self, grace_s: float, resume_target: str) -> None:
         """Tell the client that the host is about to go away."""
 
+    def grant(self, credits: int) -> None:  # noqa: A002 -- the wire's word
+        """Tell the client how many events its session may have under way."""
+
     def finish(self, failure: Failure | None) -> None:
         """Write what is left and end the stream: well, or with a failure."""
 
@@ -71,6 +74,11 @@ class Attachments:
         """End the streams of a session that is over."""
         for stream in [stream for stream in self._streams if stream.session == session]:
             stream.finish(failure)
+
+    def grant(self, credits: int) -> None:  # noqa: A002 -- the wire's word
+        """Send CREDITS on every stream whose client knows another number."""
+        for stream in self._streams:
+            stream.grant(credits)
 
     def drain(self, grace_s: float, resume_target: str) -> None:
         """Send DRAINING on every stream."""

@@ -10,8 +10,8 @@ from fpstate.v1 import event_pb2
 from host_agent.commands import SubmitBatch
 from host_agent.events import GuestEvent, Outcome, PendingOutcome
 from host_agent.service.agent import HostAgent
+from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure
-from host_agent.service.limits import CREDITS_MAX
 from host_agent.service.translate.batch import Batch, rejected
 from host_agent.sessions import Resume, resume
 from host_agent.state import HostState, SessionRecord, VcpuSide
@@ -25,7 +25,8 @@ def submit_batch(agent: HostAgent, session: str, epoch: int, batch: Batch, then:
     ``then`` gets them before anything that the same batch made known otherwise.
     """
     credits_left = _credits_left(agent.state, session, len(batch.events))
-    refused = [_no_credit(session, event) for event in batch.events[credits_left:]]
+    granted = session_credits(len(agent.state.sessions))
+    refused = [_no_credit(session, event, granted) for event in batch.events[credits_left:]]
     outcomes: list[Outcome] = []
 
     def settle(replies: Sequence[Outcome]) -> None:
@@ -41,15 +42,15 @@ def submit_batch(agent: HostAgent, session: str, epoch: int, batch: Batch, then:
 def _credits_left(state: HostState, session: str, wanted: int) -> int:
     """How many of the events the session may still have under way. A vCPU has at most one event that is not final."""
     record = state.sessions.get(session)
-    if record is None or wanted + len(record.vcpus) <= CREDITS_MAX:
+    if record is None or wanted + len(record.vcpus) <= session_credits(len(state.sessions)):
         return wanted
     pending = sum(isinstance(vcpu.agent, VcpuSide) and vcpu.agent.exit is not None for vcpu in record.vcpus.values())
-    return max(1, CREDITS_MAX - pending)
+    return max(1, session_credits(len(state.sessions)) - pending)
 
 
-def _no_credit(session: str, event: GuestEvent) -> Outcome:
-    text = f"{session!r} has {CREDITS_MAX} events under way already"
-    failure = Failure.because("CREDITS_EXCEEDED", text, session=session, credits=CREDITS_MAX)
+def _no_credit(session: str, event: GuestEvent, granted: int) -> Outcome:
+    text = f"{session!r} has {granted} events under way already"
+    failure = Failure.because("CREDITS_EXCEEDED", text, session=session, credits=granted)
     return rejected(event.vcpu, event.seq, failure)
 
 

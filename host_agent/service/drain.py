@@ -15,6 +15,7 @@ from grpc_health.v1 import health
 from host_agent.commands import DrainHost
 from host_agent.journal.errors import StorageFullError
 from host_agent.service.agent import HostAgent, host_gone
+from host_agent.state import NS_PER_S
 
 #: How long a stream that was ended has to write its last message.
 _LAST_WORD_S: Final = 1.0
@@ -29,7 +30,7 @@ class DrainState(enum.Enum):
 
 
 class Drain:
-    """The one drain of a host's life. ``begin`` may be called again; it shortens the grace alone."""
+    """The one drain of a process's life. ``begin`` may be called again; it shortens the grace alone."""
 
     def __init__(self, agent: HostAgent, health_servicer: health.aio.HealthServicer) -> None:
         self._agent = agent
@@ -40,17 +41,25 @@ class Drain:
 
     async def begin(self, grace_s: float, *, resume_target: str = "", request_id: str = "") -> None:
         """Stop taking anything new, tell everybody, and end what is left after ``grace_s`` seconds. Returns at once."""
+        command = DrainHost(grace_ns=round(grace_s * NS_PER_S), resume_target=resume_target, request_id=request_id)
+        if self._agent.answered(request_id):
+            self._agent.submit(command)  # its first answer stands; of another request it is refused
+            return
         deadline_s = asyncio.get_running_loop().time() + grace_s
         if self.state is not DrainState.SERVING:
+            self._submit(command)
             self._shorten(deadline_s)
             return
         self.state = DrainState.DRAINING
         self._grace = asyncio.timeout_at(deadline_s)
         await self._health.enter_graceful_shutdown()
-        with suppress(StorageFullError):  # a host that takes nothing new at all can go away nonetheless
-            self._agent.submit(DrainHost(request_id=request_id))
+        self._submit(command)
         self._agent.attachments.drain(grace_s, resume_target)
         self._task = asyncio.create_task(self._end_streams(), name="drain")
+
+    def _submit(self, command: DrainHost) -> None:
+        with suppress(StorageFullError):  # a host that takes nothing new at all can go away nonetheless
+            self._agent.submit(command)
 
     def _shorten(self, deadline_s: float) -> None:
         now_s = self._grace.when()

@@ -16,6 +16,7 @@ from host_agent.service.exit_watch import ExitWatcher
 from host_agent.service.layers import Context
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, LEASE_MIN_NS
 from host_agent.service.paging import Key, page
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.exit import EXIT_STATES, decision_from_proto, exit_to_proto
 from host_agent.service.translate.fields import (
     control_name,
@@ -33,8 +34,9 @@ from host_agent.state import ControlRecord
 class ExitService(exit_pb2_grpc.ExitServiceServicer):
     """Exits and their controllers. ``bookmark_interval_s`` is how long a watcher goes without news."""
 
-    def __init__(self, agent: HostAgent, *, bookmark_interval_s: float = BOOKMARK_INTERVAL_S) -> None:
+    def __init__(self, agent: HostAgent, age: StreamAge, *, bookmark_interval_s: float = BOOKMARK_INTERVAL_S) -> None:
         self._agent = agent
+        self._age = age
         self._bookmark_interval_s = bookmark_interval_s
 
     # -- control -------------------------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         if record is None:
             raise Failure.because("EXIT_NOT_FOUND", f"there is no exit {name!r}", exit=name)
         state = self._agent.state
-        return exit_pb2.GetExitResponse(header=header(state), exit=exit_to_proto(state, record))
+        return exit_pb2.GetExitResponse(header=header(state), exit=self._now(record))
 
     async def ListExits(self, request: exit_pb2.ListExitsRequest, context: Context) -> exit_pb2.ListExitsResponse:
         """List exits, unresolved and remembered, oldest first."""
@@ -114,7 +116,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         exits, token = page(records, _age, size=request.page_size, token=request.page_token)
         state = self._agent.state
         return exit_pb2.ListExitsResponse(
-            header=header(state), exits=[exit_to_proto(state, record) for record in exits], next_page_token=token
+            header=header(state), exits=[self._now(record) for record in exits], next_page_token=token
         )
 
     def _records(self, vm: str) -> Iterator[ExitRecord]:
@@ -133,15 +135,16 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         done = self._response(initial_list_done=common_pb2.InitialListDone())
         self._agent.exit_watchers.add(watcher)  # before the first message goes out: what changes meanwhile is queued
         try:
-            for response in initial:
-                yield response
-            yield done
-            while True:
-                news = await watcher.next(self._bookmark_interval_s)
-                if news is None:
-                    yield self._response(bookmark=common_pb2.Bookmark())
-                else:
-                    yield self._response(exit=news.exit, revision=news.revision)
+            with self._age.limit(watcher.retire):
+                for response in initial:
+                    yield response
+                yield done
+                while not watcher.over:
+                    news = await watcher.next(self._bookmark_interval_s)
+                    if news is None:
+                        yield self._response(bookmark=common_pb2.Bookmark())
+                    else:
+                        yield self._response(exit=news.exit, revision=news.revision)
         finally:
             self._agent.exit_watchers.remove(watcher)
 
@@ -155,7 +158,11 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
             for record in self._records(vm)
             if record.open or (from_revision and record.updated_revision >= from_revision)
         ]
-        return [self._response(exit=exit_to_proto(state, record)) for record in sorted(records, key=_age)]
+        return [self._response(exit=self._now(record)) for record in sorted(records, key=_age)]
+
+    def _now(self, record: ExitRecord) -> exit_pb2.Exit:
+        """An exit as it is shown now: looking is no command, so the machine does not know how late it is."""
+        return exit_to_proto(self._agent.state, record, now_ns=self._agent.now_ns())
 
     def _response(
         self,

@@ -30,6 +30,7 @@ class ExitWatcher:
         self._queue_max = queue_max
         self._wake = asyncio.Event()
         self._failure: Failure | None = None
+        self._retired = False
 
     def push(self, news: ExitNews) -> None:
         """Take news. A watcher too far behind is refused the rest: it lists again, and then knows everything."""
@@ -48,9 +49,22 @@ class ExitWatcher:
         self._queue.clear()
         self._wake.set()
 
+    def retire(self) -> None:
+        """End the stream well, once everything that is queued was read. Its client watches on from there."""
+        self._retired = True
+        self._wake.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was retired, and everything was read."""
+        return self._retired and not self._queue and self._failure is None
+
     async def next(self, timeout_s: float) -> ExitNews | None:
-        """Return the next news, or None if there is none for ``timeout_s`` seconds. Raises ``Failure`` at the end."""
-        if not self._queue and self._failure is None:
+        """Return the next news, or None if there is none for ``timeout_s`` seconds, or will be none any more.
+
+        Raises ``Failure`` where the stream was ended so.
+        """
+        if not self._queue and self._failure is None and not self._retired:
             self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout_s)
@@ -58,7 +72,7 @@ class ExitWatcher:
                 return None
         if self._failure is not None:
             raise self._failure
-        return self._queue.popleft()
+        return self._queue.popleft() if self._queue else None
 
 
 class ExitWatchers:

@@ -64,9 +64,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
     async def UpdateHost(self, request: host_pb2.UpdateHostRequest, context: Context) -> host_pb2.UpdateHostResponse:
         """Change the host's settings; the same change again changes nothing."""
         paths("update_mask", request.update_mask, ("byte_limit",))
-        request_id(request.request_id)
-        settings = request.settings
-        self._agent.submit(SetHostLimit(byte_limit=settings.byte_limit if settings.HasField("byte_limit") else None))
+        byte_limit = request.settings.byte_limit if request.settings.HasField("byte_limit") else None
+        self._agent.submit(SetHostLimit(byte_limit=byte_limit, request_id=request_id(request.request_id)))
         state = self._agent.state
         return host_pb2.UpdateHostResponse(header=header(state), settings=_settings(state))
 

@@ -6,7 +6,7 @@ from typing import Final
 
 #: Events of one batch; what comes in one message is applied in one go, and nothing else happens meanwhile.
 EVENTS_PER_BATCH_MAX: Final = 4096
-#: Events of one session without a final outcome.
+#: Events of one session without a final outcome, where there are few sessions: service/credits.py.
 CREDITS_MAX: Final = 4096
 #: A message to the host, in bytes: gRPC's own default. A batch of 450 whole XTILE_DATA components (8 KiB each) fits.
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -22,6 +22,8 @@ PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 #: Deadline of a unary call that came without one, in seconds.
 CALL_DEADLINE_S: Final = 60.0
+#: How old a stream becomes before its client has to come back on a new one, in seconds; a tenth more or less each time.
+STREAM_MAX_AGE_S: Final = 1800.0
 #: The shortest lease that is granted, in nanoseconds; a shorter wish is granted this.
 LEASE_MIN_NS: Final = 1_000_000
 #: The longest grace of a drain, in seconds.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from host_agent.service.access.principal import local_principal
 from host_agent.service.credentials import TlsFiles
 from host_agent.service.limit_layer import PeerLimits
+from host_agent.service.limits import STREAM_MAX_AGE_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class ServerOptions:
     socket_group: str = ""
     #: Who the peers without a certificate are: whoever may open the socket is this.
     socket_identity: str = "operator/local"
+    #: How old a stream may become, in seconds, a tenth more or less; 0 for no such limit.
+    stream_max_age_s: float = STREAM_MAX_AGE_S
     peer_limits: PeerLimits = field(default_factory=PeerLimits)
     #: Whether generic clients may ask for the contract (gRPC reflection).
     reflection: bool = True

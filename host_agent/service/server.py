@@ -69,6 +69,7 @@ from host_agent.service.migration_service import MigrationService
 from host_agent.service.options import ServerOptions
 from host_agent.service.release import ReleaseLayer
 from host_agent.service.session_service import GuestSessionService
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.task_service import TaskService
 from host_agent.service.trace_layer import TraceLayer
 from host_agent.service.unbuilt import UnbuiltInterceptor
@@ -220,12 +221,13 @@ class HostServer:
         healths = health.aio.HealthServicer()
         self._drain = drain = Drain(agent, healths)
         host_service = HostService(agent, drain, call_deadline_s=self._call_deadline_s)
-        exit_service = ExitService(agent, bookmark_interval_s=self._bookmark_interval_s)
+        age = StreamAge(agent.clock, self._options.stream_max_age_s)
+        exit_service = ExitService(agent, age, bookmark_interval_s=self._bookmark_interval_s)
         host_pb2_grpc.add_HostServiceServicer_to_server(host_service, server)
         vm_pb2_grpc.add_VmServiceServicer_to_server(VmService(agent), server)
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(agent), server)
         vcpu_pb2_grpc.add_VcpuServiceServicer_to_server(VcpuService(agent), server)
-        session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent), server)
+        session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent, age), server)
         exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
         fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent), server)
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)

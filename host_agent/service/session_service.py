@@ -13,9 +13,11 @@ from host_agent.service.access.principal import current_principal
 from host_agent.service.agent import HostAgent
 from host_agent.service.attach_stream import AttachStream, out_of_order
 from host_agent.service.batches import seq_marks, submit_batch, submit_until_final
+from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.layers import Context
-from host_agent.service.limits import CREDITS_MAX, LEASE_MIN_NS
+from host_agent.service.limits import LEASE_MIN_NS
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.batch import batch_from_proto
 from host_agent.service.translate.fields import (
     duration,
@@ -37,8 +39,9 @@ _WAIT_MODES = (session_pb2.WAIT_MODE_UNSPECIFIED, session_pb2.WAIT_MODE_ACCEPTED
 class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
     """Sessions, their streams, and the unary twins."""
 
-    def __init__(self, agent: HostAgent) -> None:
+    def __init__(self, agent: HostAgent, age: StreamAge) -> None:
         self._agent = agent
+        self._age = age
 
     async def OpenSession(
         self, request: session_pb2.OpenSessionRequest, context: Context
@@ -51,7 +54,7 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
             epoch=opened.session.epoch,
             lease=duration(opened.session.lease_ns),
             vcpus=[resume_to_proto(each) for each in opened.vcpus],
-            credits=CREDITS_MAX,
+            credits=session_credits(len(self._agent.state.sessions)),
         )
 
     async def KeepAlive(self, request: session_pb2.KeepAliveRequest, context: Context) -> session_pb2.KeepAliveResponse:
@@ -73,7 +76,7 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
         self, request_iterator: AsyncIterator[session_pb2.AttachRequest], context: Context
     ) -> AsyncIterator[session_pb2.AttachResponse]:
         """Send events and receive outcomes until either side ends."""
-        first = await anext(request_iterator, None)
+        first = await self._first(request_iterator)
         if first is None:
             return
         if first.WhichOneof("body") != "hello":
@@ -81,12 +84,29 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
         stream = AttachStream(self._agent, first.hello)
         reader = asyncio.create_task(stream.read(request_iterator), name=f"attach {stream.session}")
         try:
-            async with aclosing(stream.responses()) as responses:
-                async for response in responses:
-                    yield response
+            with self._age.limit(lambda: stream.finish(None), warn=stream.grow_old):
+                async with aclosing(stream.responses()) as responses:
+                    async for response in responses:
+                        yield response
         finally:
             self._agent.attachments.detach(stream)
             reader.cancel()
+
+    async def _first(self, requests: AsyncIterator[session_pb2.AttachRequest]) -> session_pb2.AttachRequest | None:
+        """The first message, None where the client has nothing to say. Raises where it says nothing for an age."""
+        reading = asyncio.ensure_future(_next(requests))
+
+        def give_up() -> None:
+            reading.cancel()
+
+        try:
+            with self._age.limit(give_up):
+                await asyncio.wait({reading})
+        finally:
+            reading.cancel()
+        if reading.cancelled():
+            raise out_of_order("hello", "nothing")
+        return reading.result()
 
     async def SubmitEvents(
         self, request: session_pb2.SubmitEventsRequest, context: Context
@@ -130,6 +150,10 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
         """Every message of a session renews its lease; returns it in nanoseconds."""
         lease_ns: int = self._agent.submit(KeepAlive(session=session_name("session", session), epoch=epoch))
         return lease_ns
+
+
+async def _next(requests: AsyncIterator[session_pb2.AttachRequest]) -> session_pb2.AttachRequest | None:
+    return await anext(requests, None)
 
 
 def _open_session(request: session_pb2.OpenSessionRequest) -> OpenSession:

@@ -13,7 +13,6 @@ import pytest
 from fault_lab.injection import table
 from fpu_core import alloc, cpu, fpstate, fpu, invariants
 from host_agent import exits, state
-from host_agent.commands import CreateVm
 from host_agent.journal.errors import DamagedError
 from host_agent.journal.graph import GraphError, GraphReader, GraphWriter
 from host_agent.journal.recovery import Recovered, recover, replay_records
@@ -113,7 +112,7 @@ def test_a_field_of_an_unknown_class_is_named() -> None:
         luggage: int = 1
 
     machine = history().machine
-    machine.state.requests["r"] = (CreateVm(vm_id="a"), Stowaway())
+    machine.state.requests["r"] = ("CreateVm", Stowaway())
     with pytest.raises(GraphError, match=r"no shape for .*Stowaway"):
         snapshot_bytes(machine.state, 1, 1)
 

@@ -15,7 +15,7 @@ from host_agent.journal.store import Store
 from host_agent.journal.writer import Listener, Writer
 from tests.journal.rig import FaultyDisk, history
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 @dataclass

@@ -177,7 +177,7 @@ async def test_without_a_certificate_there_is_no_connection(secured: HostServer,
     for channel in (grpc.aio.secure_channel(secured.address, one_sided), grpc.aio.insecure_channel(secured.address)):
         async with channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=10)
+                await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -190,7 +190,7 @@ async def test_a_stranger_s_ca_does_not_count(secured: HostServer, tmp_path: Pat
     )
     async with grpc.aio.secure_channel(secured.address, credentials) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=10)
+            await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=60)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

@@ -15,7 +15,7 @@ from host_agent.service import clock as clock_module
 from host_agent.service.agent import HostAgent
 from host_agent.service.clock import ManualClock, MonotonicClock
 from host_agent.state import HostConfig
-from tests.service.world import XCR0_AMX, World
+from tests.service.world import TIMEOUT_S, XCR0_AMX, World
 
 SECOND_NS = 1_000_000_000
 RETRY = exit_pb2.Decision(retry=exit_pb2.Retry())
@@ -54,7 +54,7 @@ async def test_the_systems_clock_calls_back() -> None:
     clock = MonotonicClock()
     called = asyncio.Event()
     clock.call_at(clock.now_ns() + 1_000_000, called.set)
-    await asyncio.wait_for(called.wait(), 20)
+    await asyncio.wait_for(called.wait(), TIMEOUT_S)
 
 
 def test_leases_end_when_the_clock_says_so() -> None:

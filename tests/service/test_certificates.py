@@ -30,7 +30,7 @@ def certificates(tmp_path: Path) -> Certificates:
 async def ask(channel: grpc.aio.Channel) -> str:
     """The boot id, or the code of the refusal."""
     try:
-        answer = await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=10)
+        answer = await host_pb2_grpc.HostServiceStub(channel).GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=60)
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return answer.header.boot_id

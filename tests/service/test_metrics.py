@@ -23,7 +23,7 @@ from host_agent.service.options import ServerOptions
 from host_agent.service.server import HostServer
 from host_agent.state import HostConfig
 from tests.service.certificates import Certificates
-from tests.service.world import World, read
+from tests.service.world import TIMEOUT_S, World, read
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -47,7 +47,7 @@ async def get(address: str, request: bytes) -> tuple[int, bytes]:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), TIMEOUT_S)
     writer.close()
     await writer.wait_closed()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -142,7 +142,7 @@ async def test_calls_are_counted_with_the_code_that_their_caller_gets(watched: W
         await watched.sessions.KeepAlive(session_pb2.KeepAliveRequest(session="sessions/none"))
     expected = {("GetHostInfo", "OK"), ("WatchExits", "CANCELLED"), ("KeepAlive", "NOT_FOUND")}
     # The host hears of a cancelled stream when it does.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         while not expected <= await handled(watched):  # noqa: ASYNC110 -- a host tells nobody when a call ended
             await asyncio.sleep(0.01)
 

@@ -98,9 +98,12 @@ async def test_a_deadline_leaves_the_events_taken(world: World) -> None:
     await world.fail_next_growth()
     control = await world.control()
     request = guest.request(guest.enable_tiles(), wait=session_pb2.WAIT_MODE_FINAL)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await world.sessions.SubmitEvents(request, timeout=0.2)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    for deadline_s in (0.1, 1, 10):  # a busy machine may not come to the call within a short one: the same again
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.sessions.SubmitEvents(request, timeout=deadline_s)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if world.server.agent.state.exits:
+            break
     wait = asyncio.create_task(_wait_outcome(world, guest.session, guest.epoch, guest.vcpu, 1))
     await world.resolve(control, await world.open_exit(), exit_pb2.Decision(inject_gp=exit_pb2.InjectGp()))
     assert (await wait).inject.vector == 13

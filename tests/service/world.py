@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -31,7 +32,8 @@ from host_agent.service.server import HostServer
 XCR0_AMX = 0x602E7
 XTILE_DATA = 1 << 18
 IA32_XFD = 0x1C4
-TIMEOUT_S = 20
+#: Long enough for a machine that is busy with something else; what fails without a limit is not waited for at all.
+TIMEOUT_S = 60
 
 
 class World:
@@ -161,6 +163,13 @@ class Guest:
         """A batch as a stream takes it."""
         batch = event_pb2.EventBatch(events=event_pb2.GuestEvents(events=events))
         return session_pb2.AttachRequest(batch=batch)
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition()`` holds."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 -- what is waited for has no event of its own
+            await asyncio.sleep(0.005)
 
 
 async def read(stream: Any) -> session_pb2.AttachResponse:  # noqa: ANN401 -- a call has no public type

@@ -62,8 +62,8 @@ _SCOPES: Final[dict[int, str]] = {
 _DELAY_MAX_NS: Final = 3600 * NS_PER_S
 
 
-def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
-    """An exit as it is now; ``expires_in`` counts from the host's present time."""
+def exit_to_proto(state: HostState, record: ExitRecord, *, now_ns: int | None = None) -> exit_pb2.Exit:
+    """An exit as it is; ``expires_in`` counts from ``now_ns``, from the host's last command where that is just now."""
     made = exit_pb2.Exit(
         name=record.name,
         vcpu=record.vcpu,
@@ -91,7 +91,7 @@ def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
         update_revision=record.updated_revision,
     )
     if record.expires_ns is not None:
-        made.expires_in.CopyFrom(duration(record.expires_ns - state.now_ns))
+        made.expires_in.CopyFrom(duration(max(0, record.expires_ns - (state.now_ns if now_ns is None else now_ns))))
     return made
 
 

@@ -492,7 +492,7 @@ class AttachResponse(_message.Message):
 
     @_builtins.property
     def credits(self) -> Global___Credits:
-        """The session may have more events under way."""
+        """The session may have more, or fewer, events under way."""
 
     @_builtins.property
     def draining(self) -> Global___Draining:

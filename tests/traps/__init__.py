@@ -1,0 +1,1 @@
+"""The traps of gRPC in Python: what each does on bare grpc.aio, and what of ours keeps out of it: docs/traps.md."""
