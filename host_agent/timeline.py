@@ -63,6 +63,10 @@ class HostTimeline:
         """Note a free."""
         self._operations.append((f"vfree {fpstate.allocated_bytes:,} B", "growth"))
 
+    def shrink(self, old: Fpstate, new: Fpstate) -> None:
+        """Note a container that shrank."""
+        self._operations.append((f"vrealloc {old.allocated_bytes:,} B -> {new.allocated_bytes:,} B", "growth"))
+
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Note a save."""
         self._operations.append((f"XSAVES {_whose(fpstate)} {fpstate.size:,} B  rfbm={rfbm:#x}", "plain"))
