@@ -47,6 +47,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         incarnation: how often the vCPU had been reset when the session was opened, from 1.
         on_pending: called when the vCPU is parked on an exit.
         on_step: called for every event sent and every outcome, pending ones included.
+        paused: the host has the vCPU paused: events wait here, an `Init` apart.
     """
 
     def __init__(self, session: AsyncSession, resume: VcpuResume) -> None:
@@ -55,6 +56,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self.incarnation = resume.incarnation
         self.on_pending: Callable[[PendingEvent], None] | None = None
         self.on_step: Callable[[PortStep], None] | None = None
+        self.paused = False
         self._session = session
         self._ledger = resume.ledger()
         self._queue: deque[_Entry] = deque()
@@ -155,7 +157,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
     # ---- sending -----------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Send what may be sent: in order, within the credits; while the vCPU is parked, an `Init` alone."""
+        """Send what may be sent: in order, within the credits; while the vCPU is parked or paused, an `Init` alone."""
         self._settling = self._settling and bool(self._unheard)
         if not self._session.attached or self._settling:
             return
@@ -179,7 +181,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
 
     def _next(self) -> _Entry | None:
         """Take the next event that may be sent from the queue; those nobody waits for any more are dropped."""
-        if self._ledger.parked:
+        if self._ledger.parked or self.paused:
             return self._next_init()
         while self._queue:
             entry = self._queue.popleft()
