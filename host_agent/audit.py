@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from host_agent.exits import Decision, ExitCause, ExitRecord, ExitResult, ExitState
+from host_agent.exits import Decision, DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState, Victim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,8 @@ class DecisionRecord:
     state: ExitState = ExitState.APPLYING
     #: What the exit came to, where that was the end of it.
     result: ExitResult | None = None
+    #: What a Reclaim took from whom.
+    reclaimed: tuple[Victim, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +80,8 @@ class Audit:
         last = self.decisions.get(record.audited)
         if last is not None and last.state is ExitState.APPLYING:
             last.state, last.result = record.state, record.result
+            if last.decision.kind is DecisionKind.RECLAIM:
+                last.reclaimed = record.reclaimed
 
     def forget(self, keep: int) -> None:
         """Keep the latest ``keep`` decisions."""

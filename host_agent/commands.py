@@ -277,6 +277,7 @@ class AcquireControl:
 
     scope: str
     controller: str
+    principal: str = ""
     lease_ns: int = 0
     request_id: str = ""
 

@@ -1,4 +1,4 @@
-"""An exit to userspace: what the record holds, which decisions it allows, and what they mean.
+"""An exit to userspace: what the record holds, and what can be decided.
 
 One exit per (vCPU, sequence number). The first decision of a generation wins; a decision that is not final (a retry
 that fails again, a pause) leaves the exit open with the next generation.
@@ -15,12 +15,11 @@ from __future__ import annotations
 import enum
 import errno
 from dataclasses import dataclass, field
-from typing import Final
 
 from fpu_core.alloc import AllocFailureCause
 from fpu_core.errors import Errno
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
-from host_agent.kvm.outcome import PendingWrite, ReallocExit, Trigger
+from host_agent.kvm.outcome import PendingWrite, ReallocExit
+from host_agent.kvm.shrink import Unshrinkable
 
 
 class ExitState(enum.Enum):
@@ -42,7 +41,7 @@ class ExitCause(enum.Enum):
 
 
 class DecisionKind(enum.Enum):
-    """What userspace can decide. The wire has all of them; ``ALLOWED`` says which an exit takes."""
+    """What userspace can decide. ``decision_rules`` says which an exit takes."""
 
     RETRY = enum.auto()
     RETRY_AFTER = enum.auto()
@@ -81,7 +80,9 @@ class ExitResult(enum.Enum):
 
     COMMITTED = enum.auto()
     INJECTED_GP = enum.auto()
+    INJECTED_NM = enum.auto()
     DEFERRED = enum.auto()
+    FEATURE_HIDDEN = enum.auto()
     VCPU_KILLED = enum.auto()
     VM_KILLED = enum.auto()
     VM_RESET = enum.auto()
@@ -89,23 +90,13 @@ class ExitResult(enum.Enum):
     DELETED = enum.auto()
 
 
-_ANY: Final = frozenset(
-    {
-        DecisionKind.INJECT_GP,
-        DecisionKind.PAUSE,
-        DecisionKind.KILL_VCPU,
-        DecisionKind.KILL_VM,
-        DecisionKind.RESET_VM,
-    }
-)
-_RETRIES: Final = frozenset({DecisionKind.RETRY, DecisionKind.RETRY_AFTER})
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """What a Reclaim took from one vCPU, in bytes; or why it took nothing."""
 
-#: What each cause allows; DEFER is added where the trigger is an XFD write that leaves a feature armed.
-ALLOWED: Final[dict[ExitCause, frozenset[DecisionKind]]] = {
-    ExitCause.NO_MEMORY: _ANY | _RETRIES,
-    ExitCause.QUOTA: _ANY | _RETRIES | {DecisionKind.RAISE_LIMIT},
-    ExitCause.NO_PERMISSION: _ANY,
-}
+    vcpu: str
+    freed_bytes: int = 0
+    refused: Unshrinkable | None = None
 
 
 @dataclass(slots=True)
@@ -140,18 +131,15 @@ class ExitRecord:
     result: ExitResult | None = None
     #: Why a cancelled exit was cancelled.
     note: str = ""
-    #: The winner of each generation: who, what, which request. A repeated request gets the same answer.
+    #: What the last Reclaim took from whom.
+    reclaimed: tuple[Victim, ...] = ()
+    #: The winner of each of the latest generations: who, what, which request. A repeated request gets the same answer.
     winners: dict[int, tuple[str, Decision, str]] = field(default_factory=dict)
 
     @property
-    def allowed(self) -> frozenset[DecisionKind]:
-        """The decisions this exit takes now; none once it is settled."""
-        if self.state in (ExitState.RESOLVED, ExitState.CANCELLED):
-            return frozenset()
-        armed = self.old_xfd & XFEATURE_MASK_USER_DYNAMIC
-        if self.write.trigger is Trigger.WRMSR_XFD and armed:
-            return ALLOWED[self.cause] | {DecisionKind.DEFER}
-        return ALLOWED[self.cause]
+    def armed(self) -> bool:
+        """Whether XFD disables, now, what the container lacks: then only an XFD write can have asked for it."""
+        return bool(self.old_xfd & self.xfeatures)
 
     @property
     def open(self) -> bool:

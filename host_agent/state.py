@@ -18,7 +18,7 @@ from host_agent.audit import Audit
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
-from host_agent.exits import ExitRecord
+from host_agent.exits import DecisionKind, ExitRecord
 from host_agent.kvm.vcpu import KvmVm, Vcpu
 
 NS_PER_S = 1_000_000_000
@@ -43,8 +43,9 @@ class HostConfig:
     check_invariants: bool = False
     default_lease_ns: int = 30 * NS_PER_S
     max_lease_ns: int = 3600 * NS_PER_S
-    #: How long a controller has before the default action (PAUSE) is taken.
+    #: How long a controller has before the default action is taken, and that: one of ``DEFAULT_ACTIONS``.
     exit_deadline_ns: int = 30 * NS_PER_S
+    exit_default: DecisionKind = DecisionKind.PAUSE
     max_vms: int = 10_000
     max_vcpus_per_vm: int = 200_000
     max_tasks_per_vm: int = 200_000
@@ -98,6 +99,8 @@ class VmRecord:
     labels: dict[str, str]
     revision: int
     cpuid_dump: str = ""
+    #: Components that its guests' CPUID will not have after the next RESET.
+    hidden_at_reset: int = 0
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
 
     @property
@@ -117,6 +120,8 @@ class VcpuSide:
     #: Outcomes by number, kept until received; the newest may be pending.
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     exit: ExitRecord | None = None
+    #: Directives that the next session is to hear, by number: there was no session, or it has ended without a word.
+    directives: dict[int, Directive] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -150,6 +155,8 @@ class ControlRecord:
     controller: str
     lease_ns: int
     expires_ns: int
+    #: Who acquired it: nobody else who calls itself the same takes it over.
+    principal: str = ""
 
     @property
     def name(self) -> str:

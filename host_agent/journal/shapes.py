@@ -39,7 +39,7 @@ from host_agent import (
     vcpu_state,
     vms,
 )
-from host_agent.kvm import caps, cpuid, lifecycle, outcome
+from host_agent.kvm import caps, cpuid, lifecycle, outcome, shrink
 from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.policy import ALLOCATION_POLICIES
 from host_agent.kvm.vcpu import KvmVm, Vcpu
@@ -98,7 +98,7 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
 _VALUE_MODULES: Final = (
     *(audit, commands, task_commands, errors, events, exits, sessions, state),
     *(cpus, signals, tasks, vcpu_state, vms),
-    *(caps, cpuid, lifecycle, outcome, alloc, fpu, table, tile),
+    *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, table, tile),
 )
 
 #: Objects without a state of their own, of which a record may hold the one that there is, by name.

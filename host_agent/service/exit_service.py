@@ -50,6 +50,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         command = AcquireControl(
             scope=vm_name("scope", request.scope) if request.scope else "",
             controller=text("controller_name", request.controller_name, longest=128, required=True),
+            principal=current_principal.get().id,
             lease_ns=max(lease_ns, LEASE_MIN_NS) if lease_ns else 0,
             request_id=request_id(request.request_id),
         )

@@ -9,9 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from host_agent.audit import DecisionRecord
 from host_agent.exits import Decision, DecisionKind
+from host_agent.reclaim import VICTIMS_MAX
 from host_agent.service.errors import field_invalid
-from host_agent.service.translate.exit import CAUSES, EXIT_STATES, RESULTS
-from host_agent.service.translate.fields import NS_PER_S, duration, duration_ns
+from host_agent.service.translate.exit import CAUSES, EXIT_STATES, RESULTS, victims_to_proto
+from host_agent.service.translate.fields import NS_PER_S, duration, duration_ns, text, vcpu_name
 
 _SCOPES: Final[dict[int, str]] = {
     exit_pb2.LIMIT_SCOPE_UNSPECIFIED: "vm",
@@ -34,8 +35,21 @@ def decision_from_proto(path: str, message: exit_pb2.Decision) -> Decision:
             return Decision(DecisionKind.RETRY_AFTER, delay_ns=_delay_ns(f"{path}.retry_after.delay", message))
         case "raise_limit":
             return _raise_limit(f"{path}.raise_limit", message.raise_limit)
+        case "reclaim":
+            return _reclaim(f"{path}.reclaim", message.reclaim)
+        case "migrate":
+            return Decision(
+                DecisionKind.MIGRATE, target=text(f"{path}.migrate.target", message.migrate.target, longest=1024)
+            )
         case _:
             return Decision(_KIND_OF_FIELD[name])
+
+
+def _reclaim(path: str, message: exit_pb2.Reclaim) -> Decision:
+    if len(message.victims) > VICTIMS_MAX:
+        raise field_invalid(f"{path}.victims", f"at most {VICTIMS_MAX}", len(message.victims))
+    victims = tuple(vcpu_name(f"{path}.victims[{nr}]", each) for nr, each in enumerate(message.victims))
+    return Decision(DecisionKind.RECLAIM, victims=victims, any_victim=message.any)
 
 
 def _delay_ns(path: str, message: exit_pb2.Decision) -> int:
@@ -75,6 +89,7 @@ def decision_record_to_proto(record: DecisionRecord) -> exit_pb2.DecisionRecord:
         decision=_decision_to_proto(record.decision),
         state=EXIT_STATES[record.state],
         result=RESULTS[record.result] if record.result else exit_pb2.EXIT_RESULT_UNSPECIFIED,
+        reclaimed=victims_to_proto(record.reclaimed),
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Final
 
 from fpstate.v1 import exit_pb2
 
-from host_agent.exits import DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState
+from host_agent.decision_rules import allowed_decisions
+from host_agent.exits import DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState, Victim
 from host_agent.kvm.outcome import Trigger
+from host_agent.kvm.shrink import Unshrinkable
 from host_agent.service.translate.fields import duration
 from host_agent.state import HostState
 
@@ -31,12 +34,26 @@ _TRIGGERS: Final[dict[Trigger, exit_pb2.ExitTrigger.ValueType]] = {
 RESULTS: Final[dict[ExitResult, exit_pb2.ExitResult.ValueType]] = {
     ExitResult.COMMITTED: exit_pb2.EXIT_RESULT_COMMITTED,
     ExitResult.INJECTED_GP: exit_pb2.EXIT_RESULT_INJECTED_GP,
+    ExitResult.INJECTED_NM: exit_pb2.EXIT_RESULT_INJECTED_NM,
     ExitResult.DEFERRED: exit_pb2.EXIT_RESULT_DEFERRED,
+    ExitResult.FEATURE_HIDDEN: exit_pb2.EXIT_RESULT_FEATURE_HIDDEN,
     ExitResult.VCPU_KILLED: exit_pb2.EXIT_RESULT_VCPU_KILLED,
     ExitResult.VM_KILLED: exit_pb2.EXIT_RESULT_VM_KILLED,
     ExitResult.VM_RESET: exit_pb2.EXIT_RESULT_VM_RESET,
     ExitResult.VCPU_INIT: exit_pb2.EXIT_RESULT_VCPU_INIT,
     ExitResult.DELETED: exit_pb2.EXIT_RESULT_DELETED,
+}
+_REFUSALS: Final[dict[Unshrinkable, exit_pb2.VictimRefusal.ValueType]] = {
+    Unshrinkable.NOTHING_TO_FREE: exit_pb2.VICTIM_REFUSAL_NOTHING_TO_FREE,
+    Unshrinkable.POLICY: exit_pb2.VICTIM_REFUSAL_POLICY,
+    Unshrinkable.BROKEN: exit_pb2.VICTIM_REFUSAL_BROKEN,
+    Unshrinkable.IN_GUEST: exit_pb2.VICTIM_REFUSAL_IN_GUEST,
+    Unshrinkable.CONFIDENTIAL: exit_pb2.VICTIM_REFUSAL_CONFIDENTIAL,
+    Unshrinkable.ENABLED: exit_pb2.VICTIM_REFUSAL_ENABLED,
+    Unshrinkable.IN_USE: exit_pb2.VICTIM_REFUSAL_IN_USE,
+    Unshrinkable.NOT_FOUND: exit_pb2.VICTIM_REFUSAL_NOT_FOUND,
+    Unshrinkable.NOT_CONTROLLED: exit_pb2.VICTIM_REFUSAL_NOT_CONTROLLED,
+    Unshrinkable.VMM_NOT_TOLD: exit_pb2.VICTIM_REFUSAL_VMM_NOT_TOLD,
 }
 DECISIONS: Final[dict[DecisionKind, exit_pb2.DecisionKind.ValueType]] = {
     DecisionKind.RETRY: exit_pb2.DECISION_KIND_RETRY,
@@ -76,13 +93,26 @@ def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
         xfeatures=record.xfeatures,
         bytes_needed=record.bytes_needed,
         attempt=record.attempt,
-        allowed_decisions=sorted(DECISIONS[kind] for kind in record.allowed),
+        allowed_decisions=sorted(DECISIONS[kind] for kind in allowed_decisions(record)),
         decided_by=record.decided_by,
         decision=DECISIONS[record.decision] if record.decision else exit_pb2.DECISION_KIND_UNSPECIFIED,
         result=RESULTS[record.result] if record.result else exit_pb2.EXIT_RESULT_UNSPECIFIED,
         create_revision=record.created_revision,
         update_revision=record.updated_revision,
+        reclaimed=victims_to_proto(record.reclaimed),
     )
     if record.expires_ns is not None:
         made.expires_in.CopyFrom(duration(record.expires_ns - state.now_ns))
     return made
+
+
+def victims_to_proto(victims: Iterable[Victim]) -> list[exit_pb2.Victim]:
+    """What was taken from whom, or why not."""
+    return [
+        exit_pb2.Victim(
+            vcpu=each.vcpu,
+            freed_bytes=each.freed_bytes,
+            refusal=_REFUSALS[each.refused] if each.refused is not None else exit_pb2.VICTIM_REFUSAL_UNSPECIFIED,
+        )
+        for each in victims
+    ]

@@ -22,6 +22,66 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _VictimRefusal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VictimRefusalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VictimRefusal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VICTIM_REFUSAL_UNSPECIFIED: _VictimRefusal.ValueType  # 0
+    """It did."""
+    VICTIM_REFUSAL_NOTHING_TO_FREE: _VictimRefusal.ValueType  # 1
+    """It has its default size."""
+    VICTIM_REFUSAL_POLICY: _VictimRefusal.ValueType  # 2
+    """The VM's allocation policy (ON_CPUID, THREE_BUFFER) settles the size before the guest runs."""
+    VICTIM_REFUSAL_BROKEN: _VictimRefusal.ValueType  # 3
+    """A bug of the host has stopped the vCPU."""
+    VICTIM_REFUSAL_IN_GUEST: _VictimRefusal.ValueType  # 4
+    """The vCPU is in the guest."""
+    VICTIM_REFUSAL_CONFIDENTIAL: _VictimRefusal.ValueType  # 5
+    """The container is confidential: whether the feature is in use is not known."""
+    VICTIM_REFUSAL_ENABLED: _VictimRefusal.ValueType  # 6
+    """XCR0 and XFD let the guest use the feature without an exit."""
+    VICTIM_REFUSAL_IN_USE: _VictimRefusal.ValueType  # 7
+    """The container holds state of the feature."""
+    VICTIM_REFUSAL_NOT_FOUND: _VictimRefusal.ValueType  # 8
+    """There is no such vCPU."""
+    VICTIM_REFUSAL_NOT_CONTROLLED: _VictimRefusal.ValueType  # 9
+    """Another controller decides about its VM."""
+    VICTIM_REFUSAL_VMM_NOT_TOLD: _VictimRefusal.ValueType  # 10
+    """XFD is passed through and its session is IMPLICIT: the VMM enters the guest without asking, and would hear too late that
+    XFD is intercepted again.
+    """
+
+class VictimRefusal(_VictimRefusal, metaclass=_VictimRefusalEnumTypeWrapper):
+    """Why a container does not shrink. Expect values not known yet."""
+
+VICTIM_REFUSAL_UNSPECIFIED: VictimRefusal.ValueType  # 0
+"""It did."""
+VICTIM_REFUSAL_NOTHING_TO_FREE: VictimRefusal.ValueType  # 1
+"""It has its default size."""
+VICTIM_REFUSAL_POLICY: VictimRefusal.ValueType  # 2
+"""The VM's allocation policy (ON_CPUID, THREE_BUFFER) settles the size before the guest runs."""
+VICTIM_REFUSAL_BROKEN: VictimRefusal.ValueType  # 3
+"""A bug of the host has stopped the vCPU."""
+VICTIM_REFUSAL_IN_GUEST: VictimRefusal.ValueType  # 4
+"""The vCPU is in the guest."""
+VICTIM_REFUSAL_CONFIDENTIAL: VictimRefusal.ValueType  # 5
+"""The container is confidential: whether the feature is in use is not known."""
+VICTIM_REFUSAL_ENABLED: VictimRefusal.ValueType  # 6
+"""XCR0 and XFD let the guest use the feature without an exit."""
+VICTIM_REFUSAL_IN_USE: VictimRefusal.ValueType  # 7
+"""The container holds state of the feature."""
+VICTIM_REFUSAL_NOT_FOUND: VictimRefusal.ValueType  # 8
+"""There is no such vCPU."""
+VICTIM_REFUSAL_NOT_CONTROLLED: VictimRefusal.ValueType  # 9
+"""Another controller decides about its VM."""
+VICTIM_REFUSAL_VMM_NOT_TOLD: VictimRefusal.ValueType  # 10
+"""XFD is passed through and its session is IMPLICIT: the VMM enters the guest without asking, and would hear too late that
+XFD is intercepted again.
+"""
+Global___VictimRefusal: _TypeAlias = VictimRefusal  # noqa: Y015
+
 class _ExitState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -171,7 +231,7 @@ class _ExitResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitResult
     EXIT_RESULT_DEFERRED: _ExitResult.ValueType  # 4
     """The instruction was skipped and nothing written; the next use of the feature raises #NM again."""
     EXIT_RESULT_FEATURE_HIDDEN: _ExitResult.ValueType  # 5
-    """The guest got #GP(0), and from its next reset on CPUID hides the feature."""
+    """The guest got #GP(0), and from its VM's next reset on CPUID hides the feature."""
     EXIT_RESULT_VCPU_KILLED: _ExitResult.ValueType  # 6
     """The vCPU was killed."""
     EXIT_RESULT_VM_KILLED: _ExitResult.ValueType  # 7
@@ -201,7 +261,7 @@ EXIT_RESULT_INJECTED_NM: ExitResult.ValueType  # 3
 EXIT_RESULT_DEFERRED: ExitResult.ValueType  # 4
 """The instruction was skipped and nothing written; the next use of the feature raises #NM again."""
 EXIT_RESULT_FEATURE_HIDDEN: ExitResult.ValueType  # 5
-"""The guest got #GP(0), and from its next reset on CPUID hides the feature."""
+"""The guest got #GP(0), and from its VM's next reset on CPUID hides the feature."""
 EXIT_RESULT_VCPU_KILLED: ExitResult.ValueType  # 6
 """The vCPU was killed."""
 EXIT_RESULT_VM_KILLED: ExitResult.ValueType  # 7
@@ -345,6 +405,7 @@ class Exit(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     CREATE_REVISION_FIELD_NUMBER: _builtins.int
     UPDATE_REVISION_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}/vcpus/{index}/exits/{seq}`."""
     vcpu: _builtins.str
@@ -403,6 +464,10 @@ class Exit(_message.Message):
     def expires_in(self) -> _duration_pb2.Duration:
         """Time left until the default action, from the moment of the message; absent if there is no deadline."""
 
+    @_builtins.property
+    def reclaimed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Victim]:
+        """What the last Reclaim took from whom: every victim that it named, and of the others those that gave something."""
+
     def __init__(
         self,
         *,
@@ -431,14 +496,45 @@ class Exit(_message.Message):
         result: Global___ExitResult.ValueType = ...,
         create_revision: _builtins.int = ...,
         update_revision: _builtins.int = ...,
+        reclaimed: _abc.Iterable[Global___Victim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_decisions", b"allowed_decisions", "attempt", b"attempt", "bytes_needed", b"bytes_needed", "cause", b"cause", "create_revision", b"create_revision", "decided_by", b"decided_by", "decision", b"decision", "errno_name", b"errno_name", "errno_value", b"errno_value", "expires_in", b"expires_in", "generation", b"generation", "name", b"name", "new_xcr0", b"new_xcr0", "new_xfd", b"new_xfd", "old_xcr0", b"old_xcr0", "old_xfd", b"old_xfd", "reason", b"reason", "result", b"result", "seq", b"seq", "state", b"state", "trigger", b"trigger", "update_revision", b"update_revision", "vcpu", b"vcpu", "vcpu_uid", b"vcpu_uid", "xfeatures", b"xfeatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_decisions", b"allowed_decisions", "attempt", b"attempt", "bytes_needed", b"bytes_needed", "cause", b"cause", "create_revision", b"create_revision", "decided_by", b"decided_by", "decision", b"decision", "errno_name", b"errno_name", "errno_value", b"errno_value", "expires_in", b"expires_in", "generation", b"generation", "name", b"name", "new_xcr0", b"new_xcr0", "new_xfd", b"new_xfd", "old_xcr0", b"old_xcr0", "old_xfd", b"old_xfd", "reason", b"reason", "reclaimed", b"reclaimed", "result", b"result", "seq", b"seq", "state", b"state", "trigger", b"trigger", "update_revision", b"update_revision", "vcpu", b"vcpu", "vcpu_uid", b"vcpu_uid", "xfeatures", b"xfeatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Exit: _TypeAlias = Exit  # noqa: Y015
+
+@_typing.final
+class Victim(_message.Message):
+    """What a Reclaim did to one vCPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.str
+    """The vCPU: `vms/{vm}/vcpus/{index}`."""
+    freed_bytes: _builtins.int
+    """What its container gave back, in bytes; 0 if it did not shrink."""
+    refusal: Global___VictimRefusal.ValueType
+    """Why it did not shrink; unspecified if it did."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.str = ...,
+        freed_bytes: _builtins.int = ...,
+        refusal: Global___VictimRefusal.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "refusal", b"refusal", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Victim: _TypeAlias = Victim  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
@@ -610,7 +706,8 @@ Global___RaiseLimit: _TypeAlias = RaiseLimit  # noqa: Y015
 @_typing.final
 class Reclaim(_message.Message):
     """Shrink containers whose dynamic components are in their initial state, disabled and not in use, then try again. Legal for
-    NO_MEMORY and QUOTA. A victim that can not be shrunk is left as it is.
+    NO_MEMORY and QUOTA. A victim that can not be shrunk is left as it is, and Exit.reclaimed says why. To its guest nothing has
+    happened: its next use of the feature grows the container again, or fails to, as the first one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -618,10 +715,12 @@ class Reclaim(_message.Message):
     VICTIMS_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
     any: _builtins.bool
-    """True: the host chooses, after the victims named, until there is enough."""
+    """True: the host chooses, after the victims named, until there is enough: of the exit's own VM first. Where another
+    controller decides about a VM, nothing is taken from it.
+    """
     @_builtins.property
     def victims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """vCPUs to take from: `vms/{vm}/vcpus/{index}`. Empty only together with `any`."""
+        """vCPUs to take from: `vms/{vm}/vcpus/{index}`, at most 256. Empty only together with `any`."""
 
     def __init__(
         self,
@@ -656,7 +755,9 @@ Global___InjectGp: _TypeAlias = InjectGp  # noqa: Y015
 
 @_typing.final
 class InjectNm(_message.Message):
-    """The guest gets #NM with XFD_ERR naming the feature. Legal where XFD disables the feature and CR0.TS is clear."""
+    """The guest gets #NM with XFD_ERR naming the feature. Legal for WRMSR_XFD, where XFD disables the feature now; whether CR0.TS
+    is clear, without which XFD raises no #NM, the host does not know. A handler that writes XFD asks again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -692,7 +793,9 @@ Global___Defer: _TypeAlias = Defer  # noqa: Y015
 
 @_typing.final
 class Pause(_message.Message):
-    """The VMM does not enter the guest; the exit stays, without a deadline, for a later decision. Always legal."""
+    """The VMM does not enter the guest; the exit stays, without a deadline, for a later decision. The VMM gets the directive PAUSE,
+    and RESUME with the decision that lets it go on. Always legal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -760,7 +863,9 @@ Global___ResetVm: _TypeAlias = ResetVm  # noqa: Y015
 
 @_typing.final
 class HideFeature(_message.Message):
-    """The guest gets #GP(0) now; from its next reset on, CPUID shows neither XTILE_CFG nor XTILE_DATA. Always legal."""
+    """The guest gets #GP(0) now; from the VM's next reset on, CPUID shows neither XTILE_CFG nor XTILE_DATA, to all its vCPUs. Until
+    then nothing changes, and Vm.hidden_at_reset says what will; a SetCpuid after the reset gives what it gives. Always legal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -816,6 +921,7 @@ class DecisionRecord(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1, without gaps, in the order in which decisions were taken in this host's history."""
     revision: _builtins.int
@@ -850,6 +956,10 @@ class DecisionRecord(_message.Message):
     def decision(self) -> Global___Decision:
         """The decision, whole."""
 
+    @_builtins.property
+    def reclaimed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Victim]:
+        """What a Reclaim took from whom."""
+
     def __init__(
         self,
         *,
@@ -866,10 +976,11 @@ class DecisionRecord(_message.Message):
         decision: Global___Decision | None = ...,
         state: Global___ExitState.ValueType = ...,
         result: Global___ExitResult.ValueType = ...,
+        reclaimed: _abc.Iterable[Global___Victim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decided_by", b"decided_by", "decision", b"decision", "exit", b"exit", "generation", b"generation", "number", b"number", "principal", b"principal", "reason", b"reason", "result", b"result", "revision", b"revision", "state", b"state", "time", b"time", "vcpu_uid", b"vcpu_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decided_by", b"decided_by", "decision", b"decision", "exit", b"exit", "generation", b"generation", "number", b"number", "principal", b"principal", "reason", b"reason", "reclaimed", b"reclaimed", "result", b"result", "revision", b"revision", "state", b"state", "time", b"time", "vcpu_uid", b"vcpu_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,7 @@ class GetHostInfoResponse(_message.Message):
           durable            what is acknowledged as durable survives a restart
           exits              ExitService
           faults             fpstate.fault.v1.FaultService
+          hide-feature       the decision HideFeature
           manual-clock       fpstate.fault.v1.FaultService.AdvanceClock
           migration          MigrationService, all of it
           packed-events      EventBatch.packed
