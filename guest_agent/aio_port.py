@@ -45,6 +45,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         name: `vms/{vm}/vcpus/{index}`.
         uid: made by the host; the numbers belong to it.
         incarnation: how often the vCPU had been reset when the session was opened, from 1.
+        intercepts: what to intercept as of the last attachment; every outcome says it anew. None: the host did not say.
         on_pending: called when the vCPU is parked on an exit.
         on_step: called for every event sent and every outcome, pending ones included.
         paused: the host has the vCPU paused: events wait here, an `Init` apart.
@@ -54,6 +55,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self.name = resume.vcpu
         self.uid = resume.uid
         self.incarnation = resume.incarnation
+        self.intercepts = resume.intercepts
         self.on_pending: Callable[[PendingEvent], None] | None = None
         self.on_step: Callable[[PortStep], None] | None = None
         self.paused = False
@@ -204,6 +206,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             SessionLost: the host does not go on where this agent is.
         """
         resume.check_same(self.uid, self._ledger)
+        self.intercepts = resume.intercepts
         known = [(seq, event) for seq in self._sent if (event := self._ledger.event(seq)) is not None]
         self._unheard = {seq for seq, _event in known}
         return [event_to_proto(self.name, seq, event) for seq, event in sorted(known, key=lambda each: each[0])]
