@@ -23,7 +23,7 @@ from host_agent.events import (
     Wrmsr,
     Xsetbv,
 )
-from host_agent.exits import ExitRecord, ExitState
+from host_agent.exits import DecisionKind, ExitRecord, ExitState
 from host_agent.kvm.policy.allocation_policy import AllocationPolicy
 from host_agent.machine import HostMachine
 
@@ -167,6 +167,10 @@ class HostTimeline:
         record = self._exit(name)
         if record is None:
             return
+        if record.decision is DecisionKind.RECLAIM and record.state in (ExitState.OPEN, ExitState.RESOLVED):
+            shrunk = [each for each in record.reclaimed if each.refused is None]
+            freed = sum(each.freed_bytes for each in shrunk)
+            self._say(record.vcpu, f"reclaimed {freed:,} B from {len(shrunk)} vCPUs", "growth")
         match record.state:
             case ExitState.OPEN:
                 errno = "ENOMEM" if record.errno == 12 else "EPERM"
