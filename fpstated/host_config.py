@@ -13,6 +13,7 @@ from fpstated.state_dir import StateDirError, default_state_dir
 from fpu_core.cpuid import builtin_profile_names, format_cpuid_dump, parse_cpuid_dump
 from fpu_core.errors import FieldError
 from fpu_core.rules import KERNEL_RULES
+from host_agent.exits import DecisionKind
 from host_agent.journal.journal import JournalOptions
 from host_agent.service.access.principal import IdentityError, local_principal
 from host_agent.service.credentials import TlsFiles
@@ -74,6 +75,7 @@ def host_config(settings: Settings) -> HostConfig:
         cpus=settings["cpus"],
         byte_limit=settings["byte-limit"],
         exit_deadline_ns=round(settings["exit-deadline"] * NS_PER_S),
+        exit_default=DecisionKind[settings["exit-default"].upper().replace("-", "_")],
         faults=settings["faults"],
         check_invariants=settings["check-invariants"],
     )

@@ -109,6 +109,11 @@ class Allocator:
             line.used_bytes -= size_bytes
             line = line.parent
 
+    def shrink(self, account: Account, old_bytes: int, new_bytes: int) -> None:
+        """Give back what lies behind ``new_bytes`` of ``old_bytes`` that were taken: nothing can fail here."""
+        core_assert(0 < new_bytes <= old_bytes, f"account {account.name} shrinks {old_bytes} bytes to {new_bytes}")
+        self.vfree(account, old_bytes - new_bytes)
+
     def _failed(self, account: Account) -> None:
         account.failures += 1
         self.failures += 1

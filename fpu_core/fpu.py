@@ -32,6 +32,7 @@ class CoreCounts:
     """How often things happened since the start. ``growths`` is by outcome: grown, no_memory, quota, no_permission."""
 
     swaps: int = 0
+    shrinks: int = 0
     growths: dict[str, int] = field(default_factory=dict)
 
     def grew(self, outcome: str) -> None:

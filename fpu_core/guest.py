@@ -1,4 +1,4 @@
-"""The life of a guest container outside the swap: alloc, free, XFD writes, the VM exit sync, mainline's enable.
+"""The life of a guest container outside the swap: alloc, shrink, free, XFD writes, the VM exit sync, mainline's enable.
 
 Source: arch/x86/kernel/fpu/core.c, fpu_alloc_guest_fpstate(), fpu_free_guest_fpstate(), fpu_update_guest_xfd(),
 fpu_sync_guest_vmexit_xfd_state(), fpu_enable_guest_xfd_features(); xstate.c, __xfd_enable_feature().
@@ -7,13 +7,14 @@ fpu_sync_guest_vmexit_xfd_state(), fpu_enable_guest_xfd_features(); xstate.c, __
 from __future__ import annotations
 
 from fpu_core.alloc import POINT_GUEST_ALLOC, AllocFailure
+from fpu_core.config import FpuConfig
 from fpu_core.context import running_cpu
 from fpu_core.cpu import Cpu
 from fpu_core.errors import CoreBug, Errno, core_assert
 from fpu_core.fpstate import FPSTATE_HEADER_BYTES, Fpstate, guest_fpstate
 from fpu_core.fpu import KVM_XSAVE_BYTES, Fpu, FpuGuest
 from fpu_core.permission import group_perm, lock_guest_perm
-from fpu_core.realloc import ReallocFailed, realloc_guest_fpstate
+from fpu_core.realloc import ReallocFailed, carry_image, realloc_guest_fpstate
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 
 
@@ -32,13 +33,41 @@ def alloc_guest_fpstate(fpu: Fpu, guest: FpuGuest) -> AllocFailure | None:
         return regs
     guest.fpstate = guest_fpstate(host.config, regs)
     guest.xfeatures = guest.fpstate.xfeatures
-    guest.uabi_size = max(KVM_XSAVE_BYTES, host.config.user.default_size)
+    guest.uabi_size = _default_uabi_size(host.config)
     if host.config.rules.guest_keeps_perm:
         guest.perm = group_perm(fpu, guest=True).state_perm
     if host.tracer is not None:
         host.tracer.vzalloc(guest.fpstate.allocated_bytes, guest.fpstate)
     lock_guest_perm(fpu)
     return None
+
+
+def _default_uabi_size(config: FpuConfig) -> int:
+    return max(KVM_XSAVE_BYTES, config.user.default_size)
+
+
+def shrink_guest_fpstate(fpu: Fpu, guest: FpuGuest) -> int:
+    """Take a container that is not swapped in back to the default size; returns the bytes given back.
+
+    It becomes what it would be had it never grown: features, sizes and the user format. XFD and every component that is
+    in use stay as they are, so none of those that go may be in use. In place: nothing is allocated, so nothing fails,
+    which is what a way out of a shortage has to be. The kernel has no such path; vrealloc() is how it shrinks others.
+    """
+    host, old = fpu.host, guest_container(guest)
+    default = host.config.guest_default_features
+    core_assert(old.is_valloc and old.is_guest and not old.in_use, f"shrink of {old}")
+    core_assert(not old.is_confidential and not old.xstate_bv & ~default, f"shrink of {old} loses {old.xstate_bv:#x}")
+    new = guest_fpstate(host.config, bytearray(host.config.guest_default_size))
+    new.xfd = old.xfd
+    carry_image(host.config, old, new)
+    guest.fpstate = new
+    guest.xfeatures = new.xfeatures
+    guest.uabi_size = _default_uabi_size(host.config)
+    host.counts.shrinks += 1
+    host.allocator.shrink(fpu.account, old.allocated_bytes, new.allocated_bytes)
+    if host.tracer is not None:
+        host.tracer.shrink(old, new)
+    return old.allocated_bytes - new.allocated_bytes
 
 
 def free_guest_fpstate(fpu: Fpu, guest: FpuGuest) -> None:

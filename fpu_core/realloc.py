@@ -88,13 +88,16 @@ def realloc_guest_image(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Reallocate
     result = replace_guest_fpstate(fpu, guest, xfeatures)
     new = guest.fpstate
     if isinstance(result, Reallocated) and old is not None and new is not None:
-        _carry_image(fpu.host.config, old, new)
+        carry_image(fpu.host.config, old, new)
         free_replaced(fpu, old)
     return result
 
 
-def _carry_image(config: FpuConfig, old: Fpstate, new: Fpstate) -> None:
-    """The legacy region whole, for MXCSR counts there whatever XSTATE_BV says; then the components XSTATE_BV has."""
+def carry_image(config: FpuConfig, old: Fpstate, new: Fpstate) -> None:
+    """Move an image, in memory, into a container of another layout that has room for all that is in use.
+
+    The legacy region whole, for MXCSR counts there whatever XSTATE_BV says; then the components XSTATE_BV has.
+    """
     new.regs[:FXSAVE_SIZE_BYTES] = old.regs[:FXSAVE_SIZE_BYTES]
     source, target = image_offsets(old, config), image_offsets(new, config)
     for nr in for_each_set_bit(old.xstate_bv & ~XFEATURE_MASK_FPSSE):

@@ -20,6 +20,9 @@ class CoreTracer(Protocol):
     def vfree(self, fpstate: Fpstate) -> None:
         """The memory of ``fpstate`` was given back."""
 
+    def shrink(self, old: Fpstate, new: Fpstate) -> None:
+        """``new`` stands in the first part of the memory of ``old``; what lay behind was given back."""
+
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers were saved into ``fpstate`` with requested-feature bitmap ``rfbm``."""
 

@@ -25,7 +25,7 @@ from guest_agent.aio_link import AsyncLink, open_on
 from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.channel import connect_async
 from guest_agent.opening import RunMode, SessionKey, SessionSpec, resume_from_proto
-from guest_agent.outcome import Directive
+from guest_agent.outcome import Directive, DirectiveKind
 from guest_agent.wait import SessionLost
 from guest_agent.wire import batch_to_proto, directive_from_proto, outcome_from_proto
 
@@ -51,7 +51,8 @@ async def open_async_session(
 
     `lease_s` is a wish in seconds, the host decides. `reconnect_s` is how long the session tries to reach a host that
     has gone away, in seconds. `on_directive` carries out what the host has decided about a vCPU, and when it has
-    returned the directive is acknowledged; without it directives are left to `Gone` outcomes.
+    returned the directive is acknowledged; without it directives are left to `Gone` outcomes, apart from PAUSE and
+    RESUME, which the session carries out by itself: what is submitted for a paused vCPU waits.
 
     Raises:
         HostError: the host refused (`VCPU_NOT_FOUND`, `CAPABILITY_MISSING` ...) or was not reached.
@@ -214,15 +215,28 @@ class AsyncSession:
     async def _carry_out_directives(self) -> None:
         """Carry directives out in their order, and acknowledge each; one that comes again is only acknowledged."""
         done: dict[str, int] = {}
-        while self._on_directive is not None:
+        while True:
             directive = await self._directives.get()
             if directive.id > done.get(directive.vcpu, 0):
-                answer = self._on_directive(directive)
-                if inspect.isawaitable(answer):
-                    await answer
+                if not await self._carried_out(directive):
+                    continue
                 done[directive.vcpu] = directive.id
             ack = session_pb2.DirectiveAck(id=directive.id, vcpu=directive.vcpu)
             self._link.send(session_pb2.AttachRequest(directive_ack=ack))
+
+    async def _carried_out(self, directive: Directive) -> bool:
+        """Carry one out. PAUSE and RESUME are the port's: nothing of the vCPU's is sent while it is paused."""
+        port = self._ports.get(directive.vcpu)
+        pausing = directive.kind in (DirectiveKind.PAUSE, DirectiveKind.RESUME)
+        if port is not None:
+            port.paused = directive.kind is DirectiveKind.PAUSE
+            port.pump()
+        if self._on_directive is None:
+            return pausing
+        answer = self._on_directive(directive)
+        if inspect.isawaitable(answer):
+            await answer
+        return True
 
     # ---- tasks -------------------------------------------------------------------------------------------------------
 

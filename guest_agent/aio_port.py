@@ -50,16 +50,20 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         name: `vms/{vm}/vcpus/{index}`.
         uid: made by the host; the numbers belong to it.
         incarnation: how often the vCPU had been reset when the session was opened, from 1.
+        intercepts: what to intercept as of the last attachment; every outcome says it anew. None: the host did not say.
         on_pending: called when the vCPU is parked on an exit.
         on_step: called for every event sent and every outcome, pending ones included.
+        paused: the host has the vCPU paused: events wait here, an `Init` apart.
     """
 
     def __init__(self, session: AsyncSession, resume: VcpuResume) -> None:
         self.name = resume.vcpu
         self.uid = resume.uid
         self.incarnation = resume.incarnation
+        self.intercepts = resume.intercepts
         self.on_pending: Callable[[PendingEvent], None] | None = None
         self.on_step: Callable[[PortStep], None] | None = None
+        self.paused = False
         self._session = session
         self._ledger = resume.ledger()
         self._queue: deque[_Entry] = deque()
@@ -160,7 +164,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
     # ---- sending -----------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Send what may be sent: in order, within the credits; while the vCPU is parked, an `Init` alone."""
+        """Send what may be sent: in order, within the credits; while the vCPU is parked or paused, an `Init` alone."""
         self._settling = self._settling and bool(self._unheard)
         if not self._session.attached or self._settling:
             return
@@ -184,7 +188,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
 
     def _next(self) -> _Entry | None:
         """Take the next event that may be sent from the queue; those nobody waits for any more are dropped."""
-        if self._ledger.parked:
+        if self._ledger.parked or self.paused:
             return self._next_init()
         while self._queue:
             entry = self._queue.popleft()
@@ -207,6 +211,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             SessionLost: the host does not go on where this agent is.
         """
         resume.check_same(self.uid, self._ledger)
+        self.intercepts = resume.intercepts
         known = [(seq, event) for seq in self._sent if (event := self._ledger.event(seq)) is not None]
         self._unheard = {seq for seq, _event in known}
         return [event_to_proto(self.name, seq, event) for seq, event in sorted(known, key=lambda each: each[0])]

@@ -101,7 +101,7 @@ class KvmAgent:
         self._guest = KvmGuest(self.handler, program, timeline.mark if timeline is not None else None)
 
     def run(self) -> GuestReport:
-        """Run the guest to its end; the host's directives stop it also where it executes without a trap.
+        """Run the guest to its end; the host's directives pause and stop it also where it executes without a trap.
 
         Raises:
             HostError, SessionLost: the host refused, or was lost.
@@ -119,10 +119,17 @@ class KvmAgent:
         self._port.interrupt()
 
     def _carry_out(self, directive: Directive) -> None:
-        """Do what only a VMM can: this one ends its guest where its life on this host ends."""
-        if directive.kind in (DirectiveKind.STOP, DirectiveKind.RESET, DirectiveKind.MOVED):
-            self._directive = directive
-            self._guest.kick()
+        """Do what only a VMM can: keep the vCPU out of the guest, or end it where its life on this host ends."""
+        match directive.kind:
+            case DirectiveKind.PAUSE:
+                self._guest.pause()
+            case DirectiveKind.RESUME:
+                self._guest.resume()
+            case DirectiveKind.STOP | DirectiveKind.RESET | DirectiveKind.MOVED:
+                self._directive = directive
+                self._guest.kick()
+            case _:
+                assert_never(directive.kind)
 
 
 def run_kvm_guest(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from fpstate.v1 import session_pb2 as pb
 
 from guest_agent.ledger import SeqLedger
-from guest_agent.outcome import Pending
+from guest_agent.outcome import Intercepts, Pending
 from guest_agent.wait import SessionLost
-from guest_agent.wire import duration_from_proto, duration_to_proto, outcome_from_proto
+from guest_agent.wire import duration_from_proto, duration_to_proto, intercepts_from_proto, outcome_from_proto
 
 
 class RunMode(enum.Enum):
@@ -61,7 +61,10 @@ class SessionKey:
 
 @dataclass(frozen=True, slots=True)
 class VcpuResume:
-    """Where a vCPU goes on: the number of its next event, and the event that still pends, if one does."""
+    """Where a vCPU goes on: the number of its next event, the event that pends, if one does, and what to intercept.
+
+    `intercepts` is None where the host did not say.
+    """
 
     vcpu: str
     uid: str
@@ -69,6 +72,7 @@ class VcpuResume:
     next_seq: int
     pending_seq: int | None
     pending: Pending | None
+    intercepts: Intercepts | None = None
 
     def ledger(self) -> SeqLedger:
         """Return the ledger of an agent that begins here."""
@@ -119,4 +123,5 @@ def resume_from_proto(message: pb.VcpuResume) -> VcpuResume:
         next_seq=message.next_seq,
         pending_seq=message.pending.seq if pends else None,
         pending=outcome if isinstance(outcome, Pending) else None,
+        intercepts=intercepts_from_proto(message.intercepts) if message.HasField("intercepts") else None,
     )

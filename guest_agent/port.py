@@ -43,6 +43,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
         name: `vms/{vm}/vcpus/{index}`.
         uid: made by the host; the numbers belong to it.
         incarnation: how often the vCPU had been reset when the session was opened, from 1.
+        intercepts: what to intercept as of the session's opening; every outcome says it anew. None: not said.
         on_pending: called, in the thread that waits, when the vCPU is parked on an exit.
         on_step: called, in the thread that waits, for every event sent and every outcome, pending ones included.
     """
@@ -51,6 +52,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
         self.name = resume.vcpu
         self.uid = resume.uid
         self.incarnation = resume.incarnation
+        self.intercepts = resume.intercepts
         self.on_pending: Callable[[PendingEvent], None] | None = None
         self.on_step: Callable[[PortStep], None] | None = None
         self._session = session
@@ -120,6 +122,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
             SessionLost: it does not.
         """
         resume.check_same(self.uid, self._ledger)
+        self.intercepts = resume.intercepts
 
     # ---- one event ---------------------------------------------------------------------------------------------------
 

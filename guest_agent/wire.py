@@ -186,7 +186,7 @@ def _done(done: pb.Done) -> Done:
         data=done.data,
         skip_instruction=done.skip_instruction,
         reallocated=_growth(done.reallocated) if done.HasField("reallocated") else None,
-        intercepts=_intercepts(done.intercepts) if done.HasField("intercepts") else None,
+        intercepts=intercepts_from_proto(done.intercepts) if done.HasField("intercepts") else None,
     )
 
 
@@ -199,7 +199,8 @@ def _growth(message: Reallocation) -> Growth:
     return Growth(message.old_bytes, message.new_bytes, message.xfeatures)
 
 
-def _intercepts(message: InterceptState) -> Intercepts:
+def intercepts_from_proto(message: InterceptState) -> Intercepts:
+    """Return what a VMM is to intercept."""
     return Intercepts(message.xfd_read, message.xfd_write, message.nm)
 
 

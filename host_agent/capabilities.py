@@ -8,11 +8,14 @@ from host_agent.state import HostConfig
 
 #: Always there. The names are documented in protos/fpstate/v1/host.proto.
 _ALWAYS: Final = (
+    "audit",
     "check-compat",
     "cpuid-table",
     "drain",
     "exits",
+    "hide-feature",
     "packed-events",
+    "reclaim",
     "sessions",
     "set-cpuid",
     "tasks",

@@ -277,6 +277,7 @@ class AcquireControl:
 
     scope: str
     controller: str
+    principal: str = ""
     lease_ns: int = 0
     request_id: str = ""
 
@@ -300,7 +301,10 @@ class ReleaseControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveExit:
-    """Decide an exit: compare-and-swap on its generation and on the control epoch."""
+    """Decide an exit: compare-and-swap on its generation and on the control epoch.
+
+    ``principal``, who asked, and ``reason`` are for the audit.
+    """
 
     exit: str
     generation: int
@@ -308,6 +312,8 @@ class ResolveExit:
     control_epoch: int
     decision: Decision
     decided_by: str = ""
+    principal: str = ""
+    reason: str = ""
     request_id: str = ""
 
 

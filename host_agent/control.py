@@ -9,11 +9,14 @@ from host_agent.state import ControlRecord, HostState
 
 
 def acquire(state: HostState, command: AcquireControl) -> ControlRecord:
-    """Take a scope. The same controller may take it again and fences its own earlier hold; another's must run out."""
+    """Take a scope. The same controller may take it again and fences its own earlier hold; another's must run out.
+
+    The same is who has the same name and is the same principal.
+    """
     if command.scope:
         state.vm(command.scope)
     held = holder(state, command.scope)
-    if held is not None and held.controller != command.controller:
+    if held is not None and (held.controller, held.principal) != (command.controller, command.principal):
         raise Refused(
             Reason.CONTROL_HELD,
             f"{held.controller!r} controls {command.scope or 'the host'}",
@@ -29,6 +32,7 @@ def acquire(state: HostState, command: AcquireControl) -> ControlRecord:
         scope=command.scope,
         epoch=state.next_epoch(),
         controller=command.controller,
+        principal=command.principal,
         lease_ns=lease_ns,
         expires_ns=state.now_ns + lease_ns,
     )

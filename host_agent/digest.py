@@ -42,17 +42,19 @@ def describe(state: HostState) -> Iterator[str]:
         yield _line("  lease", session.expires_ns, session.lease_ns)
         yield _line("  of", *session.vcpus, *session.directives.values())
     for control in state.controls.values():
-        yield _line("control", control.name, control.scope, control.epoch, control.controller)
+        yield _line("control", control.name, control.scope, control.epoch, control.controller, control.principal)
         yield _line("  lease", control.expires_ns, control.lease_ns)
     for record in (*state.exits.values(), *state.resolved_exits.values()):
         yield _line("exit", dataclasses.asdict(record))
+    for decision in state.audit.decisions.values():
+        yield _line("decision", dataclasses.asdict(decision))
     for fault in state.faults.armed.values():
         yield _line("fault", dataclasses.asdict(fault))
 
 
 def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
-    yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump, vm.kvm.has_protected_state)
+    yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump, vm.kvm.has_protected_state, vm.hidden_at_reset)
     yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid.fingerprint)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))
@@ -74,6 +76,7 @@ def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
     side = vcpu.agent if isinstance(vcpu.agent, VcpuSide) else VcpuSide(uid=state.vcpu_uid(vcpu))
     yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
     yield from side.outcomes.values()
+    yield from side.directives.values()
 
 
 def _fpu(fpu: Fpu) -> Iterator[object]:

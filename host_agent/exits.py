@@ -1,4 +1,4 @@
-"""An exit to userspace: what the record holds, which decisions it allows, and what they mean.
+"""An exit to userspace: what the record holds, and what can be decided.
 
 One exit per (vCPU, sequence number). The first decision of a generation wins; a decision that is not final (a retry
 that fails again, a pause) leaves the exit open with the next generation.
@@ -15,12 +15,11 @@ from __future__ import annotations
 import enum
 import errno
 from dataclasses import dataclass, field
-from typing import Final
 
 from fpu_core.alloc import AllocFailureCause
 from fpu_core.errors import Errno
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
-from host_agent.kvm.outcome import PendingWrite, ReallocExit, Trigger
+from host_agent.kvm.outcome import PendingWrite, ReallocExit
+from host_agent.kvm.shrink import Unshrinkable
 
 
 class ExitState(enum.Enum):
@@ -42,7 +41,7 @@ class ExitCause(enum.Enum):
 
 
 class DecisionKind(enum.Enum):
-    """What userspace can decide. The wire has all of them; ``ALLOWED`` says which an exit takes."""
+    """What userspace can decide. ``decision_rules`` says which an exit takes."""
 
     RETRY = enum.auto()
     RETRY_AFTER = enum.auto()
@@ -61,13 +60,19 @@ class DecisionKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision with what it needs: ``delay_ns`` for RETRY_AFTER; ``bytes`` and ``scope`` for RAISE_LIMIT."""
+    """A decision with what its kind needs."""
 
     kind: DecisionKind
+    #: RETRY_AFTER.
     delay_ns: int = 0
+    #: RAISE_LIMIT: the new limit, of the "vm" or of the "host".
     bytes: int = 0
-    #: "vm" or "host".
     scope: str = "vm"
+    #: RECLAIM: vCPUs to take from, and whether others may follow.
+    victims: tuple[str, ...] = ()
+    any_victim: bool = False
+    #: MIGRATE: a gRPC target.
+    target: str = ""
 
 
 class ExitResult(enum.Enum):
@@ -75,7 +80,9 @@ class ExitResult(enum.Enum):
 
     COMMITTED = enum.auto()
     INJECTED_GP = enum.auto()
+    INJECTED_NM = enum.auto()
     DEFERRED = enum.auto()
+    FEATURE_HIDDEN = enum.auto()
     VCPU_KILLED = enum.auto()
     VM_KILLED = enum.auto()
     VM_RESET = enum.auto()
@@ -83,23 +90,13 @@ class ExitResult(enum.Enum):
     DELETED = enum.auto()
 
 
-_ANY: Final = frozenset(
-    {
-        DecisionKind.INJECT_GP,
-        DecisionKind.PAUSE,
-        DecisionKind.KILL_VCPU,
-        DecisionKind.KILL_VM,
-        DecisionKind.RESET_VM,
-    }
-)
-_RETRIES: Final = frozenset({DecisionKind.RETRY, DecisionKind.RETRY_AFTER})
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """What a Reclaim took from one vCPU, in bytes; or why it took nothing."""
 
-#: What each cause allows; DEFER is added where the trigger is an XFD write that leaves a feature armed.
-ALLOWED: Final[dict[ExitCause, frozenset[DecisionKind]]] = {
-    ExitCause.NO_MEMORY: _ANY | _RETRIES,
-    ExitCause.QUOTA: _ANY | _RETRIES | {DecisionKind.RAISE_LIMIT},
-    ExitCause.NO_PERMISSION: _ANY,
-}
+    vcpu: str
+    freed_bytes: int = 0
+    refused: Unshrinkable | None = None
 
 
 @dataclass(slots=True)
@@ -129,21 +126,20 @@ class ExitRecord:
     retry_ns: int | None = None
     decision: DecisionKind | None = None
     decided_by: str = ""
+    #: Number of the last decision in the audit; 0 for none.
+    audited: int = 0
     result: ExitResult | None = None
     #: Why a cancelled exit was cancelled.
     note: str = ""
-    #: The winner of each generation: who, what, which request. A repeated request gets the same answer.
+    #: What the last Reclaim took from whom.
+    reclaimed: tuple[Victim, ...] = ()
+    #: The winner of each of the latest generations: who, what, which request. A repeated request gets the same answer.
     winners: dict[int, tuple[str, Decision, str]] = field(default_factory=dict)
 
     @property
-    def allowed(self) -> frozenset[DecisionKind]:
-        """The decisions this exit takes now; none once it is settled."""
-        if self.state in (ExitState.RESOLVED, ExitState.CANCELLED):
-            return frozenset()
-        armed = self.old_xfd & XFEATURE_MASK_USER_DYNAMIC
-        if self.write.trigger is Trigger.WRMSR_XFD and armed:
-            return ALLOWED[self.cause] | {DecisionKind.DEFER}
-        return ALLOWED[self.cause]
+    def armed(self) -> bool:
+        """Whether XFD disables, now, what the container lacks: then only an XFD write can have asked for it."""
+        return bool(self.old_xfd & self.xfeatures)
 
     @property
     def open(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fpu_core.sched import switch_to
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILECFG_BYTES, TileOp
 from fpu_core.xsave_insn import XSAVE_ALIGN
+from host_agent.directives import issue_directive
 from host_agent.errors import Reason, Refused, invalid
 from host_agent.events import (
     Directive,
@@ -214,8 +215,11 @@ def _init(state: HostState, vm: VmRecord, vcpu: Vcpu) -> DoneOutcome:
     A vCPU that is not loaded is not unloaded (bug B20); one that is, is loaded again afterwards.
     """
     if vcpu.state in (VcpuState.PARKED, VcpuState.PAUSED):
-        state.serial += 1
-        again = Directive(state.serial, state.vcpu_name(vcpu), "RESUME", "INIT")  # its VMM sent it: nothing to be told
+        if vcpu.state is VcpuState.PAUSED:
+            again = issue_directive(state, vcpu, "RESUME", "INIT")
+        else:  # its VMM sent the INIT: nothing to be told
+            state.serial += 1
+            again = Directive(state.serial, state.vcpu_name(vcpu), "RESUME", "INIT")
         cancel_exit(state, vcpu, again, "INIT", ExitResult.VCPU_INIT)
         vcpu.move(VcpuEvent.SETTLE)
     was_entered = vcpu.state is VcpuState.ENTERED

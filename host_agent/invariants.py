@@ -22,6 +22,14 @@ def room_for_what_is_enabled(state: HostState) -> Violations:
                 yield f"{vcpu}: xcr0={vcpu.xcr0:#x} xfd={fpstate.xfd:#x}"
 
 
+def growth_is_seen(state: HostState) -> Violations:
+    """XFD is passed through only where no write of it could need room that the container has not got."""
+    for vm in state.vms.values():
+        for vcpu in vm.kvm.vcpus.values():
+            if vcpu.xfd_passthrough and vcpu.xfd_allowed & ~vcpu.fpstate.xfeatures:
+                yield f"{vcpu}: XFD is passed through, and may ask for {vcpu.xfd_allowed:#x}"
+
+
 def no_guest_feature_without_permission(state: HostState) -> Violations:
     """A guest's container holds a dynamic feature only if its VMM's process may give it to guests."""
     for vm in state.vms.values():
@@ -111,6 +119,7 @@ def permissions_only_grow(state: HostState) -> Violations:
 
 INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
+    growth_is_seen,
     no_guest_feature_without_permission,
     entered_means_a_thread,
     parked_means_an_exit,

@@ -9,17 +9,19 @@ from host_agent.broken import break_vcpu
 from host_agent.capabilities import capabilities
 from host_agent.commands import AckDirective, CloseSession, KeepAlive, OpenSession, SubmitBatch
 from host_agent.control import bounded_lease
+from host_agent.directives import inherit_directives, leave_directives
 from host_agent.effects import VcpusTaken
 from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import (
     BlockedOutcome,
     GuestEvent,
     Init,
+    Intercepts,
     Malformed,
     Outcome,
     RejectedOutcome,
 )
-from host_agent.guest_events import run_event
+from host_agent.guest_events import intercepts, run_event
 from host_agent.kvm.lifecycle import VcpuState, WrongStateError
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, SessionRecord, VcpuSide
@@ -28,13 +30,17 @@ from host_agent.tasks import leave_guest
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Where a vCPU's reports go on: ``pending`` is the outcome of the event before, if that is not final."""
+    """Where a vCPU's reports go on: ``pending`` is the outcome of the event before, if that is not final.
+
+    ``intercepts`` is what is intercepted now: it may have changed while nobody had the vCPU.
+    """
 
     vcpu: str
     uid: str
     incarnation: int
     next_seq: int
     pending: Outcome | None
+    intercepts: Intercepts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,10 @@ def _take_over(state: HostState, session: SessionRecord, name: str, vcpu: Vcpu) 
     side = state.side(vcpu)
     if side.session is not None:
         side.session.vcpus.pop(name, None)
+        leave_directives(side.session, name, side)
     side.session = session
     session.vcpus[name] = vcpu
+    inherit_directives(session, side)
 
 
 def resume(state: HostState, name: str, vcpu: Vcpu) -> Resume:
@@ -90,7 +98,7 @@ def resume(state: HostState, name: str, vcpu: Vcpu) -> Resume:
     side = state.side(vcpu)
     last = side.outcomes.get(side.next_seq - 1)
     pending = last if last is not None and not last.final else None
-    return Resume(name, side.uid, vcpu.incarnation, side.next_seq, pending)
+    return Resume(name, side.uid, vcpu.incarnation, side.next_seq, pending, intercepts(vcpu))
 
 
 def keep_alive(state: HostState, command: KeepAlive) -> int:
@@ -107,8 +115,9 @@ def close_session(state: HostState, command: CloseSession) -> None:
 
 def end_session(state: HostState, session: SessionRecord, *, expired: bool) -> None:
     """Its vCPUs leave the guest and stay; nothing is destroyed, open exits stay open."""
-    for vcpu in session.vcpus.values():
+    for name, vcpu in session.vcpus.items():
         side = state.side(vcpu)
+        leave_directives(session, name, side)
         side.session = None
         if vcpu.state is VcpuState.ENTERED:
             leave_guest(state.vms[vcpu.vm.account.name], vcpu)

@@ -14,10 +14,11 @@ from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.invariants import CoreView, PermissionHistory
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
+from host_agent.audit import Audit
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
-from host_agent.exits import ExitRecord
+from host_agent.exits import DecisionKind, ExitRecord
 from host_agent.kvm.vcpu import KvmVm, Vcpu
 
 NS_PER_S = 1_000_000_000
@@ -42,8 +43,9 @@ class HostConfig:
     check_invariants: bool = False
     default_lease_ns: int = 30 * NS_PER_S
     max_lease_ns: int = 3600 * NS_PER_S
-    #: How long a controller has before the default action (PAUSE) is taken.
+    #: How long a controller has before the default action is taken, and that: one of ``DEFAULT_ACTIONS``.
     exit_deadline_ns: int = 30 * NS_PER_S
+    exit_default: DecisionKind = DecisionKind.PAUSE
     max_vms: int = 10_000
     max_vcpus_per_vm: int = 200_000
     max_tasks_per_vm: int = 200_000
@@ -53,6 +55,10 @@ class HostConfig:
     #: Answers kept for repeated request ids; resolved exits kept for GetExit.
     max_request_ids: int = 100_000
     max_resolved_exits: int = 10_000
+    #: Decisions kept in the audit.
+    max_decisions: int = 10_000
+    #: The wall clock at the host's time 0, nanoseconds since 1970, as it stood when the process took the history up.
+    unix_offset_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -93,6 +99,8 @@ class VmRecord:
     labels: dict[str, str]
     revision: int
     cpuid_dump: str = ""
+    #: Components that its guests' CPUID will not have after the next RESET.
+    hidden_at_reset: int = 0
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
 
     @property
@@ -112,6 +120,8 @@ class VcpuSide:
     #: Outcomes by number, kept until received; the newest may be pending.
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     exit: ExitRecord | None = None
+    #: Directives that the next session is to hear, by number: there was no session, or it has ended without a word.
+    directives: dict[int, Directive] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -145,6 +155,8 @@ class ControlRecord:
     controller: str
     lease_ns: int
     expires_ns: int
+    #: Who acquired it: nobody else who calls itself the same takes it over.
+    principal: str = ""
 
     @property
     def name(self) -> str:
@@ -173,6 +185,7 @@ class HostState:
     controls: dict[str, ControlRecord] = field(default_factory=dict)
     exits: dict[str, ExitRecord] = field(default_factory=dict)
     resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
+    audit: Audit = field(default_factory=Audit)
     faults: FaultTable = field(default_factory=FaultTable)
     #: By request id: the fingerprint of the request, and the answer it had.
     requests: dict[str, tuple[str, object]] = field(default_factory=dict)

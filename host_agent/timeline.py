@@ -23,7 +23,7 @@ from host_agent.events import (
     Wrmsr,
     Xsetbv,
 )
-from host_agent.exits import ExitRecord, ExitState
+from host_agent.exits import DecisionKind, ExitRecord, ExitState
 from host_agent.kvm.policy.allocation_policy import AllocationPolicy
 from host_agent.machine import HostMachine
 
@@ -62,6 +62,10 @@ class HostTimeline:
     def vfree(self, fpstate: Fpstate) -> None:
         """Note a free."""
         self._operations.append((f"vfree {fpstate.allocated_bytes:,} B", "growth"))
+
+    def shrink(self, old: Fpstate, new: Fpstate) -> None:
+        """Note a container that shrank."""
+        self._operations.append((f"vrealloc {old.allocated_bytes:,} B -> {new.allocated_bytes:,} B", "growth"))
 
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Note a save."""
@@ -163,6 +167,10 @@ class HostTimeline:
         record = self._exit(name)
         if record is None:
             return
+        if record.decision is DecisionKind.RECLAIM and record.state in (ExitState.OPEN, ExitState.RESOLVED):
+            shrunk = [each for each in record.reclaimed if each.refused is None]
+            freed = sum(each.freed_bytes for each in shrunk)
+            self._say(record.vcpu, f"reclaimed {freed:,} B from {len(shrunk)} vCPUs", "growth")
         match record.state:
             case ExitState.OPEN:
                 errno = "ENOMEM" if record.errno == 12 else "EPERM"

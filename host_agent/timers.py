@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from host_agent.decisions import deadline_passed, retry
+from host_agent.decisions import deadline_passed, delay_passed
 from host_agent.exits import ExitState
 from host_agent.sessions import end_session
 from host_agent.state import HostState
@@ -42,7 +42,7 @@ def due(state: HostState) -> bool:
         del state.controls[control.name]
     for record in list(state.exits.values()):
         if record.retry_ns is not None and record.retry_ns <= now_ns:
-            retry(state, state.vcpu(record.vcpu), record)
+            delay_passed(state, record)
         elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:
             deadline_passed(state, record)
     return True

@@ -133,6 +133,8 @@ def delete_vm(state: HostState, command: DeleteVm) -> None:
         remove_vcpu(state, vcpu, "the VM was deleted")
     for task in list(vm.tasks.values()):
         end_task(state, vm, task)
+    for control in [each for each in state.controls.values() if each.scope == vm.name]:
+        del state.controls[control.name]  # a later VM of the name is another
     del state.vms[vm.name]
     state.permissions.pop(vm.name, None)
 
@@ -156,7 +158,18 @@ def reset_vcpus(state: HostState, vm: VmRecord, why: str) -> None:
         if vcpu.agent is not None:
             finish_pending(state, vcpu, GoneOutcome(directive))
         reset_vcpu(vcpu)
+    hide_features_of(vm)
     vm.revision = state.revision
+
+
+def hide_features_of(vm: VmRecord) -> None:
+    """Take what was to be hidden from the CPUID of the VM and of each vCPU: after a reset none has run yet.
+
+    A vCPU that RESET left alone, since it is broken, keeps its own. What the VMM sets afterwards is what it sets.
+    """
+    hidden, vm.hidden_at_reset = vm.hidden_at_reset, 0
+    if hidden:
+        vm.kvm.hide(hidden)
 
 
 def execute(state: HostState, command: ExecTask) -> tuple[VmRecord, TaskRecord]:

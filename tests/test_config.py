@@ -14,6 +14,8 @@ from fpstated.config.show import print_config
 from fpstated.config.sources import ConfigError, Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.host_config import host_run
+from host_agent.decision_rules import DEFAULT_ACTIONS
+from host_agent.exits import DecisionKind
 from host_agent.journal.journal import JournalOptions
 from host_agent.service.options import ServerOptions
 
@@ -269,6 +271,16 @@ def test_the_defaults_of_the_command_are_those_of_the_server(tmp_path: Path) -> 
     """Said twice, and the same: what docs/security.md says of a share is true of both."""
     settings = read_settings(HOST, {}, environment={}, config=_empty(tmp_path))
     assert host_run(settings, "unix:/x").options == ServerOptions()
+
+
+@pytest.mark.parametrize("action", DEFAULT_ACTIONS)
+def test_a_host_can_be_told_what_to_do_where_nobody_decides(tmp_path: Path, action: DecisionKind) -> None:
+    """Any default action there is, by its name; PAUSE where nothing is said."""
+    word = action.name.lower().replace("_", "-")
+    settings = read_settings(HOST, {"exit-default": word}, environment={}, config=_empty(tmp_path))
+    assert host_run(settings, "unix:/x").config.exit_default is action
+    unsaid = read_settings(HOST, {}, environment={}, config=_empty(tmp_path))
+    assert host_run(unsaid, "unix:/x").config.exit_default is DecisionKind.PAUSE
 
 
 def test_the_tables_have_the_sections_of_the_file() -> None:

@@ -285,6 +285,37 @@ async def test_a_directive_is_carried_out_once_and_acknowledged(server: AsyncHos
 
 
 @pytest.mark.asyncio
+async def test_a_pause_is_the_sessions_to_carry_out(server: AsyncHostUnderTest, host: AsyncHost) -> None:
+    """PAUSE and RESUME are acknowledged without anybody's help, and leave the port as the host wants it."""
+    async with opened(server.address) as session:
+        port = session.vcpu(VCPU)
+        waiting, parked = await park(host, port)
+        await decide(host, parked.pending.exit, exit_pb2.Decision(pause=exit_pb2.Pause()))
+        record = server.machine.state.sessions[session.key.name]
+        await until(lambda: port.paused and not record.directives)
+        await decide(host, parked.pending.exit, exit_pb2.Decision(inject_gp=exit_pb2.InjectGp()))
+        assert await waiting == Injected(13, error_code=0)
+        await until(lambda: not port.paused and not record.directives)
+        assert isinstance(await port.hlt(), Done)
+
+
+@pytest.mark.asyncio
+async def test_nothing_of_a_paused_vcpu_is_sent(server: AsyncHostUnderTest, host: AsyncHost) -> None:
+    """What is submitted waits for RESUME; the other vCPUs of the session go on."""
+    names = [VCPU, "vms/a/vcpus/1"]
+    async with await open_async_session(server.address, vcpus=names) as session:
+        port = session.vcpu(VCPU)
+        port.paused = True
+        waiting = asyncio.create_task(port.xsetbv(7))
+        assert isinstance(await session.vcpu(names[1]).xsetbv(7), Done)
+        assert (await host.get_vcpu(VCPU)).xcr0 == 1
+        assert not waiting.done()
+        port.paused = False
+        port.pump()
+        assert isinstance(await waiting, Done)
+
+
+@pytest.mark.asyncio
 async def test_a_new_agent_waits_for_what_the_old_one_left(server: AsyncHostUnderTest, host: AsyncHost) -> None:
     """The session says what pends; its outcome comes on the new stream."""
     async with opened(server.address) as first:

@@ -207,6 +207,16 @@ def test_in_run_mode_explicit_the_client_enters_and_leaves(host: Host) -> None:
             port.leave()
 
 
+def test_a_session_says_what_to_intercept(host: Host) -> None:
+    """As it is when the session is opened: an earlier one may have left it otherwise."""
+    vcpu = create_guest(host, "a")
+    with open_session(host.channel, vcpus=[vcpu]) as session:
+        assert session.vcpu(vcpu).intercepts == Intercepts(xfd_read=True, xfd_write=True, nm=False)
+        session.vcpu(vcpu).wrmsr(XFD, value=XTILE_DATA)
+    with open_session(host.channel, vcpus=[vcpu]) as session:
+        assert session.vcpu(vcpu).intercepts == Intercepts(xfd_read=True, xfd_write=True, nm=True)
+
+
 def test_two_vcpus_of_one_session_are_two_threads(host: Host, pool: ThreadPoolExecutor) -> None:
     """While one is parked the other goes on."""
     names = [create_guest(host, "a", index=index) for index in (0, 1)]

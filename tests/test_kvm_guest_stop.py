@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from guest_agent.kvm import (
+    MSR_IA32_XFD,
     GuestMark,
     GuestProgram,
     GuestReport,
+    Inject,
     KvmGuest,
     Mark,
     Outcome,
@@ -20,7 +24,7 @@ from guest_agent.kvm import (
     TrapResult,
 )
 from guest_agent.kvm.kick import KICK_SIGNAL
-from tests.kvm_model import ARMED, Model, needs_kvm, run
+from tests.kvm_model import ARMED, NM, Model, needs_kvm, run
 
 # ---- stopping ----
 
@@ -126,6 +130,110 @@ def test_kick_during_a_blocked_trap_takes_effect_when_it_returns() -> None:
     released.set()
     report = runner.join()
     assert (report.outcome, report.said) == (Outcome.STOPPED, "BxAx")
+
+
+# ---- pausing ----
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread brings about; the test's own timeout ends a wait in vain."""
+    while not condition():
+        time.sleep(0.005)
+
+
+@needs_kvm
+def test_pause_takes_a_spinning_guest_out_and_resume_lets_it_go_on() -> None:
+    """It makes no exit of its own: it is out when `pause` returns, is entered no more, and spins again afterwards."""
+    spinning = threading.Event()
+
+    def heard(mark: GuestMark) -> None:
+        if mark.mark is Mark.SPINNING:
+            spinning.set()
+
+    guest = KvmGuest(Model(), GuestProgram(spin=True), heard)
+    runner = Runner(guest)
+    spinning.wait()
+    for _ in range(20):
+        guest.pause()
+        until(lambda: guest.waits)
+        entries = guest.entries
+        guest.pause()  # twice is once
+        assert (guest.waits, guest.entries) == (True, entries)
+        guest.resume()
+        until(lambda entries=entries: guest.entries > entries)  # type: ignore[misc]
+    guest.kick()
+    assert runner.join().said.endswith("VS")
+
+
+@needs_kvm
+def test_pauses_at_any_moment_lose_nothing() -> None:
+    """A guest that is paused again and again while it works finds every tile as it loaded it."""
+    guest = KvmGuest(Model(), GuestProgram(rounds=10, seed=7))
+    guest.pause()
+    runner = Runner(guest)
+    pauses = 0
+    while runner.report is None:
+        guest.pause()
+        until(lambda: guest.waits or runner.report is not None)
+        pauses += guest.waits
+        entries = guest.entries
+        guest.resume()
+        until(lambda entries=entries: guest.entries > entries or runner.report is not None)  # type: ignore[misc]
+    assert runner.join().outcome is Outcome.VERIFIED
+    assert pauses > 0
+
+
+@needs_kvm
+def test_pause_in_a_blocked_trap_holds_when_it_returns() -> None:
+    """The vCPU is outside: `pause` returns at once, and the guest goes on behind the answer only when it is resumed."""
+    entered, released = threading.Event(), threading.Event()
+
+    class Blocks(Model):
+        def rdmsr(self, msr: int) -> TrapResult:
+            entered.set()
+            released.wait()
+            return super().rdmsr(msr)
+
+    guest = KvmGuest(Blocks(), ARMED)
+    runner = Runner(guest)
+    entered.wait()
+    guest.pause()
+    released.set()
+    until(lambda: guest.waits)
+    assert runner.report is None
+    guest.resume()
+    assert runner.join().outcome is Outcome.VERIFIED
+
+
+@needs_kvm
+def test_a_kick_ends_a_pause() -> None:
+    """Whoever stops a guest need not know that it is paused."""
+    guest = KvmGuest(Model(), ARMED)
+    guest.pause()
+    runner = Runner(guest)
+    until(lambda: guest.waits)
+    guest.kick()
+    assert runner.join().outcome is Outcome.STOPPED
+
+
+@needs_kvm
+def test_nm_at_a_wrmsr_is_taken_there() -> None:
+    """The decision INJECT_NM: the guest's handler runs once more and writes XFD again, and all tiles are as loaded."""
+
+    class Again(Model):
+        refused = 0
+
+        def wrmsr(self, msr: int, value: int) -> TrapResult:
+            if msr == MSR_IA32_XFD and value == 0 and self.xfd and not self.refused:
+                self.refused += 1
+                self.xfd_err = self.xfd
+                return Inject(NM, None, self.xfd)
+            return super().wrmsr(msr, value)
+
+    model = Again()
+    report = run(model)
+    assert (report.outcome, model.refused) == (Outcome.VERIFIED, 1)
+    assert report.said.count("N") == 2
 
 
 @needs_kvm

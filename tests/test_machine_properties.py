@@ -16,8 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fault_lab.injection.table import FaultAttributes
 from fpu_core.alloc import FAULT_POINTS
+from fpu_core.fpstate import image_offsets
 from fpu_core.tile import TileOp
-from fpu_core.xfeature import MSR_IA32_XFD, MSR_IA32_XFD_ERR, MSR_IA32_XSS, XFEATURE_SSE
+from fpu_core.xfeature import (
+    MSR_IA32_XFD,
+    MSR_IA32_XFD_ERR,
+    MSR_IA32_XSS,
+    XFEATURE_MASK_XTILE,
+    XFEATURE_SSE,
+    for_each_set_bit,
+)
 from fpu_core.xsave_insn import XsaveInsn
 from host_agent.commands import (
     AckDirective,
@@ -54,6 +62,7 @@ from host_agent.commands import (
     UpdateVm,
     UseFeature,
 )
+from host_agent.decision_rules import allowed_decisions
 from host_agent.errors import Reason, Refused
 from host_agent.events import (
     BlockedOutcome,
@@ -82,6 +91,7 @@ from host_agent.events import (
 )
 from host_agent.exits import Decision, DecisionKind
 from host_agent.journal.recovery import Recovered, replay_records
+from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import SessionRecord, VcpuSide
 from host_agent.vcpu_state import MsrsReply, get_xsave2
@@ -135,6 +145,8 @@ decisions = st.builds(
     delay_ns=st.sampled_from([-1, 0, 5, 2 * SECOND_NS]),
     bytes=st.sampled_from([0, 30_000, 1_000_000]),
     scope=st.sampled_from(["vm", "host", "moon"]),
+    victims=st.lists(st.sampled_from([f"{vm}/vcpus/{nr}" for vm in VMS for nr in (0, 1, 2, 9)]), max_size=3).map(tuple),
+    any_victim=st.booleans(),
 )
 
 
@@ -345,11 +357,39 @@ class HostRules(RuleBasedStateMachine):
         """The controller that holds the host makes a decision the exit allows."""
         record = _pick(list(self.host.machine.state.exits.values()), nr)
         self.acquire(0, name="one")
-        allowed = sorted(record.allowed, key=lambda kind: kind.value)
+        allowed = sorted(allowed_decisions(record), key=lambda kind: kind.value)
         delay_ns = 8 * SECOND_NS if late else 5
-        decision = Decision(_pick(allowed, choice), delay_ns=delay_ns, bytes=1_000_000) if allowed else None
+        decision = (
+            Decision(_pick(allowed, choice), delay_ns=delay_ns, bytes=1_000_000, any_victim=True) if allowed else None
+        )
         if decision is not None:
             self.decide(nr, -1, decision, 0)
+
+    @precondition(lambda self: self.host.machine.state.exits)
+    @rule(nr=index, victims=st.lists(index, max_size=3), any_victim=st.booleans())
+    def reclaim(self, nr: int, victims: list[int], any_victim: bool) -> None:
+        """Containers shrink for an exit: what was taken is free, and no guest can tell that anything happened."""
+        record = _pick(list(self.host.machine.state.exits.values()), nr)
+        if DecisionKind.RECLAIM not in allowed_decisions(record):
+            return
+        self.acquire(0, name="one")
+        state = self.host.machine.state
+        outside = [name for name in self.vcpus() if state.vcpu(name).state is not VcpuState.ENTERED]
+        before = {name: _seen_by_guest(state.vcpu(name)) for name in outside if name != record.vcpu}
+        sizes = {name: state.vcpu(name).fpstate.allocated_bytes for name in self.vcpus()}
+        named = tuple(_pick(self.vcpus(), each) for each in victims)
+        decided = len(self.decided)
+        self.decide(nr, -1, Decision(DecisionKind.RECLAIM, victims=named, any_victim=any_victim), 0)
+        if len(self.decided) == decided:
+            return
+        assert [each.vcpu for each in record.reclaimed][: len(set(named))] == list(dict.fromkeys(named))
+        for each in record.reclaimed:
+            assert (each.freed_bytes > 0) == (each.refused is None)
+            if each.refused is None:
+                assert each.freed_bytes == sizes[each.vcpu] - state.vcpu(each.vcpu).fpstate.allocated_bytes
+            event(f"reclaim: {each.refused.name if each.refused is not None else 'shrunk'}")
+        for name, seen in before.items():
+            assert _seen_by_guest(state.vcpu(name)) == seen
 
     @precondition(lambda self: self.controls and self.host.machine.state.exits)
     @rule(
@@ -426,13 +466,24 @@ class HostRules(RuleBasedStateMachine):
         """RESET, make, remove, permissions."""
         match what:
             case "reset":
-                self.do(ResetVm(vm=vm))
+                self.reset(vm)
             case "create":
                 self.do(CreateVm(vm_id=vm[4:], allocation_policy=self.policy))
             case "delete":
                 self.do(DeleteVm(vm=vm))  # refused while it has vCPUs
             case _:
                 self.do(RequestPermission(vm=vm, feature=18, guest=what == "guest perm"))
+
+    def reset(self, vm: str) -> None:
+        """RESET; what was to be hidden is hidden now, from each vCPU that can run, and nothing was before."""
+        found = self.host.machine.state.vms.get(vm)
+        hidden = found.hidden_at_reset if found is not None else 0
+        had = {vcpu: vcpu.guest_supported_xcr0 for vcpu in (found.kvm.vcpus.values() if found is not None else ())}
+        self.do(ResetVm(vm=vm))
+        for vcpu, supported in had.items():
+            if vcpu.state is not VcpuState.BROKEN:
+                assert vcpu.guest_supported_xcr0 == (supported & ~XFEATURE_MASK_XTILE if hidden else supported)
+        event(f"reset hides {hidden:#x}")
 
     @rule(vm=st.sampled_from(VMS), mask=st.sampled_from([0x7, 0x2E7, 0x602E7, 1 << 50]), nr=st.none() | index)
     def set_cpuid(self, vm: str, mask: int, nr: int | None) -> None:
@@ -610,6 +661,16 @@ class HostRules(RuleBasedStateMachine):
 
 def _pick(of: list[T], nr: int) -> T:
     return of[nr % len(of)]
+
+
+def _seen_by_guest(vcpu: Vcpu) -> tuple[object, ...]:
+    """What a guest could find out about itself, its container apart: registers, control registers, XFD."""
+    fpstate, config = vcpu.fpstate, vcpu.vm.host.config
+    offsets = image_offsets(fpstate, config)
+    held = [(nr, offsets[nr], config.table.size_bytes(nr)) for nr in for_each_set_bit(fpstate.xstate_bv & ~3)]
+    raw = tuple((nr, bytes(fpstate.regs[at : at + size])) for nr, at, size in held)
+    registers = (vcpu.xcr0, vcpu.xss, fpstate.xfd, vcpu.guest.xfd_err, vcpu.pkru, vcpu.nm_intercept)
+    return (*registers, fpstate.xstate_bv, raw, bytes(fpstate.regs[:512]))
 
 
 def _kept(vcpu: Vcpu) -> list[Outcome]:

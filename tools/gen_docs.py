@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fpstated.config.show import settings_tables
+from host_agent.decision_rules import decisions_table, refusals_table
 from host_agent.service.access.matrix import matrix_table
 from host_agent.service.metrics import metrics_table
 from tools.error_table import calls_table, common_table, reasons_table
@@ -28,10 +29,12 @@ _SECTION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<
 TABLES: dict[str, Callable[[], str]] = {
     "access-matrix": matrix_table,
     "controller-metrics": controller_metrics_table,
+    "decisions": decisions_table,
     "error-calls": calls_table,
     "error-common": common_table,
     "error-reasons": reasons_table,
     "metrics": metrics_table,
+    "refusals": refusals_table,
     "settings": settings_tables,
 }
 

@@ -235,6 +235,7 @@ class Controller:
             request_id=_request_id(view, self._control),
             decision=decision_to_proto(decision),
             decided_by=self._config.name,
+            reason=f"by policy: {view.cause.name}, attempt {view.attempt}",
         )
         failures = 0
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fpstated.config.setting import Setting, Table, choice, file_mode, number, path, switch, text, texts
+from host_agent.decision_rules import DEFAULT_ACTIONS
 
 _TLS: Final = (
     Setting(
@@ -122,7 +123,13 @@ HOST: Final = Table(
             key="exit-deadline",
             kind=number(0.001, 86_400, unit="seconds"),
             default=30.0,
-            help="Seconds a controller has before the default action, PAUSE.",
+            help="Seconds a controller has before the default action.",
+        ),
+        Setting(
+            key="exit-default",
+            kind=choice(*(kind.name.lower().replace("_", "-") for kind in DEFAULT_ACTIONS)),
+            default="pause",
+            help="The default action, where no controller decides in time.",
         ),
         Setting(key="faults", kind=switch(), default=False, help="Let fault points be armed over the wire."),
         Setting(

@@ -15,8 +15,10 @@ from guest_agent.kvm.program import GuestProgram, Port
 from guest_agent.kvm.tile import CONFIG_BYTES, TILE_BYTES, UNCONFIGURED, gather_tile, read_shapes, scatter_tile
 from guest_agent.kvm.trap import Done, Inject, Stop, TrapHandler, TrapResult
 from guest_agent.kvm.vcpu import Vcpu
+from guest_agent.kvm.vm import MSR_IA32_XFD
 
 _XSETBV = bytes.fromhex("0f01d1")
+_WRMSR = bytes.fromhex("0f30")
 _OUT_IMM8_BYTES = 2
 
 
@@ -77,6 +79,8 @@ class Forwarder:
         match self._handler.wrmsr(msr, value):
             case Done():
                 self._vcpu.answer_write()
+            case Inject(vector=vector) if vector == NM_VECTOR and msr == MSR_IA32_XFD:
+                self._nm_at_wrmsr()
             case Inject() as fault:
                 self._require_gp("WRMSR", fault)
                 self._vcpu.refuse_msr()
@@ -85,6 +89,20 @@ class Forwarder:
             case answer:
                 assert_never(answer)
         return None
+
+    def _nm_at_wrmsr(self) -> None:
+        """Deliver #NM at the WRMSR: let it end, and step back. KVM itself can only refuse one with #GP.
+
+        The WRMSR has no effect on the real XFD, which the guest has not got.
+        """
+        self._vcpu.answer_write()
+        self._vcpu.complete()
+        regs = self._vcpu.regs
+        regs.rip -= len(_WRMSR)
+        if self._memory.read(regs.rip, len(_WRMSR)) != _WRMSR:
+            raise self._error("a WRMSR was trapped and is not in front of RIP")
+        self._vcpu.set_regs(regs)
+        self._vcpu.inject(NM_VECTOR)
 
     def _rdmsr(self, msr: int) -> Stop | None:
         match self._handler.rdmsr(msr):

@@ -116,13 +116,17 @@ class Vcpu:
             raise KvmError("immediate_exit was not honoured", exit_reason=self.exit_name, rip=self.regs.rip)
 
     def kick(self, thread_id: int) -> None:
-        """Take the vCPU out of the guest for good: the present or next `run` in that thread is Interrupted.
+        """Take the vCPU out of the guest: the present `run` in that thread, and each until `let_in`, is Interrupted.
 
         The flag alone does not wake a vCPU that is in the guest, the signal alone is lost on one that is just before
         it: together they have no gap.
         """
         self._run.immediate_exit = 1
         send_kick(thread_id)
+
+    def let_in(self) -> None:
+        """Let the next `run` enter the guest again. Not while another thread may call `kick`: that would be lost."""
+        self._run.immediate_exit = 0
 
     def close(self) -> None:
         """Unmap the page and close the vCPU; no other thread may be using it."""

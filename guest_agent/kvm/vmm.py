@@ -32,8 +32,12 @@ from guest_agent.report import GuestMark, Mark, Outcome, halted_outcome
 class KvmGuest:
     """One run of a guest program under KVM.
 
-    `run` is called once, from any thread; `kick` from any thread at any time. `on_event` is called for each thing the
-    guest says, from the vCPU's thread, as it says it; what it raises comes out of `run`.
+    `run` is called once, from any thread; `kick`, `pause` and `resume` from any thread at any time. `on_event` is
+    called for each thing the guest says, from the vCPU's thread, as it says it; what it raises comes out of `run`.
+
+    Attributes:
+        entries: how often the vCPU was entered.
+        waits: whether the vCPU's thread stands outside the guest because it is paused.
 
     Raises:
         KvmError: made outside the main thread before `install_kick_signal` was called in it.
@@ -56,7 +60,11 @@ class KvmGuest:
         self._exits: Counter[str] = Counter()
         self._started = False
         self._kicked = False
-        self._lock = threading.RLock()
+        self._paused = False
+        self._entered = False
+        self.entries = 0
+        self.waits = False
+        self._turn = threading.Condition(threading.RLock())
         self._running: tuple[Vcpu, int] | None = None  # the vCPU and the thread it runs in
 
     def run(self) -> GuestReport:
@@ -81,24 +89,62 @@ class KvmGuest:
         A vCPU that is blocked in the trap handler stops when that call returns. Kicking a guest that has ended, or
         not begun, is fine; one that has not begun stops before its first instruction.
         """
-        with self._lock:
+        with self._turn:
             self._kicked = True
-            if self._running is not None:
-                vcpu, thread_id = self._running
-                vcpu.kick(thread_id)
+            self._expel()
+            self._turn.notify_all()
+
+    def pause(self) -> None:
+        """Keep the vCPU out of the guest until `resume`; when this returns it is out. A kick ends the pause.
+
+        A vCPU that is blocked in the trap handler is out already; it stays so when that call returns.
+        """
+        with self._turn:
+            self._paused = True
+            self._expel()
+            self._turn.wait_for(lambda: not self._entered)
+
+    def resume(self) -> None:
+        """Let the vCPU go on where it was; nothing to do if it is not paused."""
+        with self._turn:
+            self._paused = False
+            self._turn.notify_all()
+
+    def _expel(self) -> None:
+        if self._running is not None:
+            vcpu, thread_id = self._running
+            vcpu.kick(thread_id)
 
     @contextmanager
     def _kickable(self, vcpu: Vcpu) -> Iterator[None]:
         """Let `kick` reach this vCPU, and nobody once it is about to be closed."""
-        with self._lock:
+        with self._turn:
             self._running = (vcpu, threading.get_ident())
             if self._kicked:
                 vcpu.kick(threading.get_ident())
         try:
             yield
         finally:
-            with self._lock:
+            with self._turn:
                 self._running = None
+
+    @contextmanager
+    def _in_guest(self, vcpu: Vcpu) -> Iterator[None]:
+        """Wait out a pause, and let nobody think that the vCPU is outside while it is not."""
+        with self._turn:
+            self.waits = self._paused
+            self._turn.wait_for(lambda: self._kicked or not self._paused)
+            self.waits = False
+            if not self._kicked:
+                vcpu.let_in()
+            self._entered = True
+            self.entries += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._entered = False
+                self._turn.notify_all()
 
     def _run_loaded(self, vm: Vm, vcpu: Vcpu, xcr0: int) -> GuestReport:
         self._program.load(vm.memory, supported_xcr0=xcr0)
@@ -118,11 +164,12 @@ class KvmGuest:
     def _loop(self, vcpu: Vcpu, forwarder: Forwarder) -> Stop | None:
         """Enter the guest until it has halted (None) or is stopped."""
         while True:
-            vcpu_exit = vcpu.run()
+            with self._in_guest(vcpu):
+                vcpu_exit = vcpu.run()
             if isinstance(vcpu_exit, Interrupted):
                 if self._kicked:
                     return Stop("kicked")
-                continue  # somebody else's signal
+                continue  # a pause, or somebody else's signal
             self._exits[vcpu.exit_name] += 1
             if isinstance(vcpu_exit, PortWrite) and vcpu_exit.port == Port.MARK:
                 self._note(vcpu_exit.byte, vcpu)

@@ -25,6 +25,7 @@ from fpu_core.rt_signal import SignalFrame
 from fpu_core.rules import KERNEL_RULES
 from fpu_core.usermem import UserMemory
 from host_agent import (
+    audit,
     commands,
     cpus,
     errors,
@@ -38,7 +39,7 @@ from host_agent import (
     vcpu_state,
     vms,
 )
-from host_agent.kvm import caps, cpuid, lifecycle, outcome
+from host_agent.kvm import caps, cpuid, lifecycle, outcome, shrink
 from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.kvm.policy import ALLOCATION_POLICIES
 from host_agent.kvm.vcpu import KvmVm, Vcpu
@@ -87,15 +88,17 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
     state.SessionRecord: frozenset(),
     state.ControlRecord: frozenset(),
     exits.ExitRecord: frozenset(),
+    audit.Audit: frozenset(),
+    audit.DecisionRecord: frozenset(),
     table.FaultTable: frozenset(),
     table.ArmedFault: frozenset(),
 }
 
 #: Where the values are that a record may hold: every frozen dataclass and every enum of these modules.
 _VALUE_MODULES: Final = (
-    *(commands, task_commands, errors, events, exits, sessions, state),
+    *(audit, commands, task_commands, errors, events, exits, sessions, state),
     *(cpus, signals, tasks, vcpu_state, vms),
-    *(caps, cpuid, lifecycle, outcome, alloc, fpu, table, tile),
+    *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, table, tile),
 )
 
 #: Objects without a state of their own, of which a record may hold the one that there is, by name.

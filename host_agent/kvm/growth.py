@@ -32,7 +32,8 @@ def update_intercepts(vcpu: Vcpu) -> None:
     """Arm #NM at the first non-zero XFD; stop intercepting XFD once no write of it could ever need growth.
 
     Mainline drops the XFD intercept at the first non-zero value, because there the container is full size from
-    KVM_SET_CPUID2 on; here that has to be true first. Neither is ever re-armed, short of a container that shrinks.
+    KVM_SET_CPUID2 on; here that has to be true first. Neither is ever re-armed, short of a container that shrinks or,
+    between two lives, a CPUID that allows more than it holds.
     """
     if vcpu.fpstate.xfd:
         vcpu.nm_intercept = True

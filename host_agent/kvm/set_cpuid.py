@@ -27,11 +27,13 @@ _VIRTUAL_ADDRESS_BITS: Final = (0, 48, 57)
 def set_cpuid2(vcpu: Vcpu, cpuid: GuestCpuid) -> Errno:
     """Give a vCPU its CPUID, or return why not: E2BIG, EINVAL. On failure nothing has changed.
 
-    A vCPU that has run takes the table it has, and no other.
+    A vCPU that has run takes the table it has, and no other. Where the new one allows a dynamic feature for which the
+    container has no room, XFD is intercepted again, if it was passed through in a life before.
     """
     errno = cpuid_refused(vcpu, cpuid)
     if errno is Errno.OK and not vcpu.has_run:
         vcpu.cpuid = cpuid
+        vcpu.xfd_passthrough = vcpu.xfd_passthrough and not vcpu.xfd_allowed & ~vcpu.fpstate.xfeatures
     return errno
 
 

@@ -25,7 +25,7 @@ from fpu_core.xfeature import (
 from host_agent.kvm.caps import KvmCaps, kvm_caps
 from host_agent.kvm.cpuid import X86_CR4_OSXSAVE, X86_CR4_PKE, CpuidTable, GuestCpuid
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState, next_state
-from host_agent.kvm.supported_cpuid import cut_down, supported_cpuid
+from host_agent.kvm.supported_cpuid import cut_down, hide_features, supported_cpuid
 
 if TYPE_CHECKING:
     from host_agent.kvm.policy.allocation_policy import AllocationPolicy
@@ -87,6 +87,22 @@ class KvmVm:
             found = GuestCpuid(cut_down(everything, self.host.config.table, xcr0=xcr0), self.caps)
             self._masked[xcr0] = found
         return found
+
+    def hide(self, xfeatures: int) -> None:
+        """Take ``xfeatures`` from the CPUID of the VM's vCPUs and of those to come; one that has run keeps its own."""
+        made: dict[str, GuestCpuid] = {}
+
+        def without(cpuid: GuestCpuid) -> GuestCpuid:
+            found = made.get(cpuid.fingerprint)
+            if found is None:
+                table = hide_features(cpuid.table, self.host.config.table, xfeatures)
+                found = made[cpuid.fingerprint] = GuestCpuid(table, self.caps)
+            return found
+
+        self.cpuid = without(self.cpuid)
+        for vcpu in self.vcpus.values():
+            if not vcpu.has_run:
+                vcpu.cpuid = without(vcpu.cpuid)
 
     @property
     def permitted_xcr0(self) -> int:

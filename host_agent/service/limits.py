@@ -20,6 +20,8 @@ OUTBOX_MAX: Final = 65_536
 WATCH_QUEUE_MAX: Final = 1024
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
+#: The reason of a decision, in characters: so many are kept for as long as the audit keeps the decision.
+REASON_MAX: Final = 512
 #: Deadline of a unary call that came without one, in seconds.
 CALL_DEADLINE_S: Final = 60.0
 #: How old a stream becomes before its client has to come back on a new one, in seconds; a tenth more or less each time.

@@ -62,6 +62,7 @@ METRICS: Final = (
         ("outcome",),
         "Containers that were to grow: grown, no_memory, quota or no_permission.",
     ),
+    Spec("fpstate_shrinks_total", "counter", (), "Containers that were taken back to their default size."),
     Spec("fpstated_vms", "gauge", (), "VMs."),
     Spec("fpstated_vcpus", "gauge", (), "vCPUs of all VMs."),
     Spec("fpstated_sessions", "gauge", (), "Sessions alive."),
@@ -176,6 +177,7 @@ class HostMetrics(Collector):
         if host.limit_bytes is not None:
             yield _value("fpstate_bytes_limit", host.limit_bytes)
         yield self._counted("fpstate_swaps_total", sum(each.swaps for each in counts))
+        yield self._counted("fpstate_shrinks_total", sum(each.shrinks for each in counts))
         growths: dict[str, int] = {}
         for outcome, number in (pair for each in counts for pair in each.growths.items()):
             growths[outcome] = growths.get(outcome, 0) + number

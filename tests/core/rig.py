@@ -129,6 +129,10 @@ class Lines:
         """Note what was given back."""
         self.lines.append(f"vfree {fpstate.allocated_bytes}")
 
+    def shrink(self, old: Fpstate, new: Fpstate) -> None:
+        """Note what became smaller."""
+        self.lines.append(f"shrink {old.allocated_bytes} to {new.allocated_bytes}")
+
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Note a save."""
         self.lines.append(f"save {_whose(fpstate)} {rfbm:#x}")

@@ -90,6 +90,10 @@ class RecordingTracer:
         """Memory given back."""
         self.lines.append(f"VFREE {self.name(fpstate)}")
 
+    def shrink(self, old: Fpstate, _new: Fpstate) -> None:
+        """A container shrunk, which no recorded kernel does."""
+        raise AssertionError(f"shrink of {self.name(old)}")
+
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers saved."""
         self.lines.append(f"{self._save} {self.name(fpstate)} rfbm={rfbm:#x}")

@@ -36,14 +36,15 @@ can say why each line of it is right. A file in a folder retells a part of a sui
     guest [VCPU] EVENT [seq=] [session=]                    events: guest_commands.EVENTS, and cpuid LEAF [SUB]
     guest [VCPU] xsave|xsaveopt|xsavec|xrstor MEMORY [rfbm=] [xstate_bv=] [xcomp_bv=] [misaligned=]
     controller NAME [scope=] [lease=] [label=]              keep-alive [N]
-    decide DECISION [exit=] [generation=] [as=]             decisions: controller_commands.DECISIONS
+    decide DECISION [exit=] [generation=] [as=] [reason=]   decisions: controller_commands.DECISIONS
     get-xsave [VCPU] [as=BUFFER] [old]                      set-xsave [VCPU] [BUFFER]
     edit BUFFER FIELD=VALUE... [as=]                        fields: xsave_buffer.edited
     get-xcrs [VCPU]    set-xcrs [VCPU] VALUE [xcr=] [times=] [flags=]
     get-msrs [VCPU] [MSR...]                                set-msrs [VCPU] MSR=VALUE...
     msr-index-list [vm=]
     required-size [VM]                                      save-restore [VCPU] [vmm=]
-    show vcpu | fpstate | registers | cpu | exit | ledger | permissions | faults | digest [OF]
+    show vcpu | fpstate | registers | cpu | exit | audit | directives | ledger
+              | permissions | faults | digest [OF]
     each 1-4,8 COMMAND                                      COMMAND for each number, which stands for {} in it
     replay
 

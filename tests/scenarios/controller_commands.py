@@ -35,7 +35,7 @@ def decide(world: World, words: Words) -> None:
     if name not in DECISIONS:
         raise ScenarioError(f"decide: expected one of {', '.join(DECISIONS)}, got {name!r}")
     record = _exit(world, words.key("exit"))
-    generation, who = words.key("generation"), words.key("as", "controller")
+    generation, who, reason = words.key("generation"), words.key("as", "controller"), words.key("reason")
     text, decision = DECISIONS[name](words)
     words.end()
     control = world.controls.get(who)
@@ -52,6 +52,7 @@ def decide(world: World, words: Words) -> None:
             control=control.name,
             control_epoch=control.epoch,
             decision=decision,
+            reason=reason,
         )
     )
     world.tell_effects()
@@ -84,7 +85,16 @@ def _raise_limit(words: Words) -> tuple[str, Decision]:
     return f"RAISE_LIMIT {scope} to {limit} B", Decision(DecisionKind.RAISE_LIMIT, bytes=limit, scope=scope)
 
 
+def _reclaim(words: Words) -> tuple[str, Decision]:
+    """``victims=a/0,b/1``, ``any``, or both."""
+    named, any_victim = words.key("victims"), words.flag("any")
+    labels = [label.split("/") for label in named.split(",")] if named else []
+    victims = tuple(f"vms/{vm}/vcpus/{index}" for vm, index in labels)
+    said = " then ".join([*([f"from {named}"] if named else []), *(["from any"] if any_victim else [])])
+    return f"RECLAIM {said}", Decision(DecisionKind.RECLAIM, victims=victims, any_victim=any_victim)
+
+
 #: Every decision by its word.
 DECISIONS: Final[dict[str, Callable[[Words], tuple[str, Decision]]]] = {
     kind.name.lower().replace("_", "-"): _plain(kind) for kind in DecisionKind
-} | {"retry-after": _retry_after, "raise-limit": _raise_limit}
+} | {"retry-after": _retry_after, "raise-limit": _raise_limit, "reclaim": _reclaim}

@@ -29,7 +29,7 @@ from host_agent.events import (
     Xsave,
     Xsetbv,
 )
-from host_agent.exits import ExitRecord, ExitState
+from host_agent.exits import DecisionKind, ExitRecord, ExitState, Victim
 from host_agent.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -166,6 +166,15 @@ def tell_exit(world: World, record: ExitRecord) -> None:
             world.lanes.user(name, f"{result}: {_decision(record)}")
         case ExitState.CANCELLED:
             world.lanes.user(name, record.note)
+    if record.decision is DecisionKind.RECLAIM:
+        tell_victims(world, record.reclaimed)
+
+
+def tell_victims(world: World, victims: tuple[Victim, ...]) -> None:
+    """What a Reclaim took from whom."""
+    for each in victims:
+        why = f"nothing, {each.refused.name}" if each.refused is not None else f"{each.freed_bytes} B"
+        world.lanes.user(f"  reclaimed from {world.short(each.vcpu)}", why)
 
 
 def why(record: ExitRecord) -> str:

@@ -20,9 +20,10 @@ from fpu_core.xfeature import (
     for_each_set_bit,
     format_mask,
 )
+from host_agent.decision_rules import allowed_decisions
 from host_agent.guest_events import intercepts
 from host_agent.kvm.vcpu import Vcpu
-from host_agent.state import VmRecord
+from host_agent.state import VcpuSide, VmRecord
 from tests.scenarios import outcomes
 from tests.scenarios.block import ScenarioError
 from tests.scenarios.operands import Words, format_ns, number
@@ -130,10 +131,33 @@ def _exit(world: World, of: str) -> None:
                 f"  {write.trigger.value} would make {wanted}",
                 f"was XCR0={record.old_xcr0:#x} XFD={format_mask(record.old_xfd)}",
             )
-            if record.allowed:
+            if allowed_decisions(record):
                 due = f", at {format_ns(record.expires_ns)} PAUSE" if record.expires_ns is not None else ""
-                allowed = ", ".join(sorted(kind.name for kind in record.allowed))
+                allowed = ", ".join(sorted(kind.name for kind in allowed_decisions(record)))
                 world.lanes.user(f"  allows {allowed}{due}")
+
+
+def _audit(world: World, _of: str) -> None:
+    """Every decision that was taken."""
+    for record in world.state.audit.decisions.values():
+        result = f", {record.result.name}" if record.result is not None else ""
+        why = f"; why: {record.decider.reason}" if record.decider.reason else ""
+        world.lanes.user(
+            f"{record.number}: {record.decision.kind.name} by {record.decider.name}",
+            f"exit {world.short(record.exit)}, generation {record.generation}: {record.state.name}{result}{why}",
+        )
+
+
+def _directives(world: World, _of: str) -> None:
+    """What no VMM has acknowledged: of live sessions, and of vCPUs that have none."""
+    sides = [vcpu.agent for vm in world.state.vms.values() for vcpu in vm.kvm.vcpus.values()]
+    waiting = [each for side in sides if isinstance(side, VcpuSide) for each in side.directives.values()]
+    told = [each for session in world.state.sessions.values() for each in session.directives.values()]
+    for where, directives in (("told", told), ("to be told", waiting)):
+        for each in directives:
+            world.lanes.user(f"{each.kind} for {world.short(each.vcpu)}, {where}", each.reason)
+    if not told and not waiting:
+        world.lanes.user("no directive waits")
 
 
 def _ledger(world: World, _of: str) -> None:
@@ -200,6 +224,8 @@ SUBJECTS: Final[dict[str, Callable[[World, str], None]]] = {
     "registers": _registers,
     "cpu": _cpu,
     "exit": _exit,
+    "audit": _audit,
+    "directives": _directives,
     "ledger": _ledger,
     "permissions": _permissions,
     "faults": _faults,

@@ -26,6 +26,10 @@ class LaneTracer:
         """A container given back."""
         self._lanes.inner(f"vfree    {fpstate.allocated_bytes} B")
 
+    def shrink(self, old: Fpstate, new: Fpstate) -> None:
+        """A container shrunk in place."""
+        self._lanes.inner(f"vrealloc {old.allocated_bytes} B -> {new.allocated_bytes} B")
+
     def save(self, fpstate: Fpstate, rfbm: int) -> None:
         """Registers into a container."""
         self._operation(self._save, "->", fpstate, rfbm)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 import pytest
 import pytest_asyncio
-from fpstate.v1 import exit_pb2, host_pb2, session_pb2, vm_pb2
+from fpstate.v1 import event_pb2, exit_pb2, host_pb2, session_pb2, vm_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -74,6 +74,7 @@ async def live(world: World) -> dict[str, Any]:
     """A little of everything: growth, failure, decision, refusal, streams. Returns what is still open."""
     grown = await world.guest(f"{await world.vm('a')}/vcpus/0")
     await grown.submit(grown.enable_tiles())
+    await grown.submit(grown.event(xsetbv=event_pb2.Xsetbv(value=7)), grown.event(hlt=event_pb2.Hlt()))
     refused = await world.guest(f"{await world.vm('b', permit=False)}/vcpus/0")
     await refused.submit(refused.enable_tiles())
     short = await world.guest(f"{await world.vm('c', byte_limit=4096)}/vcpus/0")
@@ -83,7 +84,7 @@ async def live(world: World) -> dict[str, Any]:
     await failed.submit(failed.enable_tiles())
     control = await world.control()
     exits = (await world.exits.ListExits(exit_pb2.ListExitsRequest(vm="vms/d"))).exits
-    await world.resolve(control, exits[0].name, exit_pb2.Decision(retry=exit_pb2.Retry()))
+    await world.resolve(control, exits[0].name, exit_pb2.Decision(reclaim=exit_pb2.Reclaim(any=True)))
     with pytest.raises(grpc.aio.AioRpcError):
         await world.vms.GetVm(vm_pb2.GetVmRequest(name="vms/none"))
     stream = world.sessions.Attach()
@@ -113,10 +114,11 @@ async def test_every_metric_appears_and_moves(watched: World) -> None:
         assert value(after, "fpstate_growths_total", outcome=outcome) == 1
     assert value(after, "fpstate_allocation_failures_total") == 2
     assert value(after, "fpstated_exits_opened_total", cause="NO_MEMORY") == 1
-    assert value(after, "fpstated_exits_settled_total", decision="RETRY", result="COMMITTED") == 1
+    assert value(after, "fpstated_exits_settled_total", decision="RECLAIM", result="COMMITTED") == 1
+    assert value(after, "fpstate_shrinks_total") == 1
     assert value(after, "fpstated_exits_open") == 2
     assert value(after, "fpstated_sessions") == value(after, "fpstated_sessions_opened_total") == 4
-    assert value(after, "fpstated_events_total") == 4
+    assert value(after, "fpstated_events_total") == 6
     assert value(after, "fpstated_faults_armed") == 2
     assert value(after, "fpstated_calls_under_way", kind="stream") == 2
     assert value(after, "fpstate_bytes") == server.agent.state.allocator.host.used_bytes

@@ -30,6 +30,8 @@ class AllocationPolicy(ABC):
     #: What a timeline says of a write that needs growth, and of how the guest goes on behind it.
     grows: ClassVar[str] = ""
     goes_on: ClassVar[str] = ""
+    #: Whether a container that has grown may shrink again: the next use of what it lacks then grows it anew.
+    shrinks: ClassVar[bool] = True
 
     def create(self, vcpu: Vcpu) -> AllocFailure | Errno | None:
         """KVM_CREATE_VCPU: None, or why there is no vCPU. Whatever was taken by then is given back.

@@ -8,6 +8,7 @@ supports.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from fpu_core.alloc import AllocFailure
 from fpu_core.errors import Errno, core_assert
@@ -22,7 +23,9 @@ from host_agent.kvm.vcpu import Vcpu
 
 
 class UpFront(AllocationPolicy):
-    """The guest's room is settled before it runs."""
+    """The guest's room is settled before it runs, and stays: no write would grow it again."""
+
+    shrinks: ClassVar[bool] = False
 
     def create(self, vcpu: Vcpu) -> AllocFailure | Errno | None:
         """Allocate, and apply the CPUID that the VM has already. Permission comes first: EPERM then locks nothing."""

@@ -85,7 +85,11 @@ def directive_to_proto(directive: Directive) -> event_pb2.Directive:
 def resume_to_proto(resume: Resume) -> session_pb2.VcpuResume:
     """Where a vCPU goes on."""
     made = session_pb2.VcpuResume(
-        vcpu=resume.vcpu, uid=resume.uid, incarnation=resume.incarnation, next_seq=resume.next_seq
+        vcpu=resume.vcpu,
+        uid=resume.uid,
+        incarnation=resume.incarnation,
+        next_seq=resume.next_seq,
+        intercepts=intercepts_to_proto(resume.intercepts),
     )
     if resume.pending is not None:
         made.pending.CopyFrom(outcome_to_proto(resume.pending))

@@ -129,4 +129,5 @@ def vm_to_proto(vm: VmRecord) -> vm_pb2.Vm:
         guest_perm=get_permitted(vm.kvm.leader, guest=True),
         etag=vm_etag(vm),
         has_protected_state=vm.kvm.has_protected_state,
+        hidden_at_reset=vm.hidden_at_reset,
     )

@@ -44,8 +44,8 @@ EXHIBITS: Final = (
         patches=(
             Patch(
                 "fpu_core.guest",
-                "    guest.uabi_size = max(KVM_XSAVE_BYTES, host.config.user.default_size)\n",
-                "    guest.uabi_size = host.config.user.default_size\n",
+                "    return max(KVM_XSAVE_BYTES, config.user.default_size)\n",
+                "    return config.user.default_size\n",
             ),
         ),
     ),

@@ -8,6 +8,7 @@ from fpstate.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -20,6 +21,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VictimRefusal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VictimRefusalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VictimRefusal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VICTIM_REFUSAL_UNSPECIFIED: _VictimRefusal.ValueType  # 0
+    """It did."""
+    VICTIM_REFUSAL_NOTHING_TO_FREE: _VictimRefusal.ValueType  # 1
+    """It has its default size."""
+    VICTIM_REFUSAL_POLICY: _VictimRefusal.ValueType  # 2
+    """The VM's allocation policy (ON_CPUID, THREE_BUFFER) settles the size before the guest runs."""
+    VICTIM_REFUSAL_BROKEN: _VictimRefusal.ValueType  # 3
+    """A bug of the host has stopped the vCPU."""
+    VICTIM_REFUSAL_IN_GUEST: _VictimRefusal.ValueType  # 4
+    """The vCPU is in the guest."""
+    VICTIM_REFUSAL_CONFIDENTIAL: _VictimRefusal.ValueType  # 5
+    """The container is confidential: whether the feature is in use is not known."""
+    VICTIM_REFUSAL_ENABLED: _VictimRefusal.ValueType  # 6
+    """XCR0 and XFD let the guest use the feature without an exit."""
+    VICTIM_REFUSAL_IN_USE: _VictimRefusal.ValueType  # 7
+    """The container holds state of the feature."""
+    VICTIM_REFUSAL_NOT_FOUND: _VictimRefusal.ValueType  # 8
+    """There is no such vCPU."""
+    VICTIM_REFUSAL_NOT_CONTROLLED: _VictimRefusal.ValueType  # 9
+    """Another controller decides about its VM."""
+    VICTIM_REFUSAL_VMM_NOT_TOLD: _VictimRefusal.ValueType  # 10
+    """XFD is passed through and its session is IMPLICIT: the VMM enters the guest without asking, and would hear too late that
+    XFD is intercepted again.
+    """
+
+class VictimRefusal(_VictimRefusal, metaclass=_VictimRefusalEnumTypeWrapper):
+    """Why a container does not shrink. Expect values not known yet."""
+
+VICTIM_REFUSAL_UNSPECIFIED: VictimRefusal.ValueType  # 0
+"""It did."""
+VICTIM_REFUSAL_NOTHING_TO_FREE: VictimRefusal.ValueType  # 1
+"""It has its default size."""
+VICTIM_REFUSAL_POLICY: VictimRefusal.ValueType  # 2
+"""The VM's allocation policy (ON_CPUID, THREE_BUFFER) settles the size before the guest runs."""
+VICTIM_REFUSAL_BROKEN: VictimRefusal.ValueType  # 3
+"""A bug of the host has stopped the vCPU."""
+VICTIM_REFUSAL_IN_GUEST: VictimRefusal.ValueType  # 4
+"""The vCPU is in the guest."""
+VICTIM_REFUSAL_CONFIDENTIAL: VictimRefusal.ValueType  # 5
+"""The container is confidential: whether the feature is in use is not known."""
+VICTIM_REFUSAL_ENABLED: VictimRefusal.ValueType  # 6
+"""XCR0 and XFD let the guest use the feature without an exit."""
+VICTIM_REFUSAL_IN_USE: VictimRefusal.ValueType  # 7
+"""The container holds state of the feature."""
+VICTIM_REFUSAL_NOT_FOUND: VictimRefusal.ValueType  # 8
+"""There is no such vCPU."""
+VICTIM_REFUSAL_NOT_CONTROLLED: VictimRefusal.ValueType  # 9
+"""Another controller decides about its VM."""
+VICTIM_REFUSAL_VMM_NOT_TOLD: VictimRefusal.ValueType  # 10
+"""XFD is passed through and its session is IMPLICIT: the VMM enters the guest without asking, and would hear too late that
+XFD is intercepted again.
+"""
+Global___VictimRefusal: _TypeAlias = VictimRefusal  # noqa: Y015
 
 class _ExitState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -170,7 +231,7 @@ class _ExitResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitResult
     EXIT_RESULT_DEFERRED: _ExitResult.ValueType  # 4
     """The instruction was skipped and nothing written; the next use of the feature raises #NM again."""
     EXIT_RESULT_FEATURE_HIDDEN: _ExitResult.ValueType  # 5
-    """The guest got #GP(0), and from its next reset on CPUID hides the feature."""
+    """The guest got #GP(0), and from its VM's next reset on CPUID hides the feature."""
     EXIT_RESULT_VCPU_KILLED: _ExitResult.ValueType  # 6
     """The vCPU was killed."""
     EXIT_RESULT_VM_KILLED: _ExitResult.ValueType  # 7
@@ -200,7 +261,7 @@ EXIT_RESULT_INJECTED_NM: ExitResult.ValueType  # 3
 EXIT_RESULT_DEFERRED: ExitResult.ValueType  # 4
 """The instruction was skipped and nothing written; the next use of the feature raises #NM again."""
 EXIT_RESULT_FEATURE_HIDDEN: ExitResult.ValueType  # 5
-"""The guest got #GP(0), and from its next reset on CPUID hides the feature."""
+"""The guest got #GP(0), and from its VM's next reset on CPUID hides the feature."""
 EXIT_RESULT_VCPU_KILLED: ExitResult.ValueType  # 6
 """The vCPU was killed."""
 EXIT_RESULT_VM_KILLED: ExitResult.ValueType  # 7
@@ -344,6 +405,7 @@ class Exit(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     CREATE_REVISION_FIELD_NUMBER: _builtins.int
     UPDATE_REVISION_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}/vcpus/{index}/exits/{seq}`."""
     vcpu: _builtins.str
@@ -402,6 +464,10 @@ class Exit(_message.Message):
     def expires_in(self) -> _duration_pb2.Duration:
         """Time left until the default action, from the moment of the message; absent if there is no deadline."""
 
+    @_builtins.property
+    def reclaimed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Victim]:
+        """What the last Reclaim took from whom: every victim that it named, and of the others those that gave something."""
+
     def __init__(
         self,
         *,
@@ -430,14 +496,45 @@ class Exit(_message.Message):
         result: Global___ExitResult.ValueType = ...,
         create_revision: _builtins.int = ...,
         update_revision: _builtins.int = ...,
+        reclaimed: _abc.Iterable[Global___Victim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_decisions", b"allowed_decisions", "attempt", b"attempt", "bytes_needed", b"bytes_needed", "cause", b"cause", "create_revision", b"create_revision", "decided_by", b"decided_by", "decision", b"decision", "errno_name", b"errno_name", "errno_value", b"errno_value", "expires_in", b"expires_in", "generation", b"generation", "name", b"name", "new_xcr0", b"new_xcr0", "new_xfd", b"new_xfd", "old_xcr0", b"old_xcr0", "old_xfd", b"old_xfd", "reason", b"reason", "result", b"result", "seq", b"seq", "state", b"state", "trigger", b"trigger", "update_revision", b"update_revision", "vcpu", b"vcpu", "vcpu_uid", b"vcpu_uid", "xfeatures", b"xfeatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_decisions", b"allowed_decisions", "attempt", b"attempt", "bytes_needed", b"bytes_needed", "cause", b"cause", "create_revision", b"create_revision", "decided_by", b"decided_by", "decision", b"decision", "errno_name", b"errno_name", "errno_value", b"errno_value", "expires_in", b"expires_in", "generation", b"generation", "name", b"name", "new_xcr0", b"new_xcr0", "new_xfd", b"new_xfd", "old_xcr0", b"old_xcr0", "old_xfd", b"old_xfd", "reason", b"reason", "reclaimed", b"reclaimed", "result", b"result", "seq", b"seq", "state", b"state", "trigger", b"trigger", "update_revision", b"update_revision", "vcpu", b"vcpu", "vcpu_uid", b"vcpu_uid", "xfeatures", b"xfeatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Exit: _TypeAlias = Exit  # noqa: Y015
+
+@_typing.final
+class Victim(_message.Message):
+    """What a Reclaim did to one vCPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.str
+    """The vCPU: `vms/{vm}/vcpus/{index}`."""
+    freed_bytes: _builtins.int
+    """What its container gave back, in bytes; 0 if it did not shrink."""
+    refusal: Global___VictimRefusal.ValueType
+    """Why it did not shrink; unspecified if it did."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.str = ...,
+        freed_bytes: _builtins.int = ...,
+        refusal: Global___VictimRefusal.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "refusal", b"refusal", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Victim: _TypeAlias = Victim  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
@@ -609,7 +706,8 @@ Global___RaiseLimit: _TypeAlias = RaiseLimit  # noqa: Y015
 @_typing.final
 class Reclaim(_message.Message):
     """Shrink containers whose dynamic components are in their initial state, disabled and not in use, then try again. Legal for
-    NO_MEMORY and QUOTA. A victim that can not be shrunk is left as it is.
+    NO_MEMORY and QUOTA. A victim that can not be shrunk is left as it is, and Exit.reclaimed says why. To its guest nothing has
+    happened: its next use of the feature grows the container again, or fails to, as the first one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -617,10 +715,12 @@ class Reclaim(_message.Message):
     VICTIMS_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
     any: _builtins.bool
-    """True: the host chooses, after the victims named, until there is enough."""
+    """True: the host chooses, after the victims named, until there is enough: of the exit's own VM first. Where another
+    controller decides about a VM, nothing is taken from it.
+    """
     @_builtins.property
     def victims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """vCPUs to take from: `vms/{vm}/vcpus/{index}`. Empty only together with `any`."""
+        """vCPUs to take from: `vms/{vm}/vcpus/{index}`, at most 256. Empty only together with `any`."""
 
     def __init__(
         self,
@@ -655,7 +755,9 @@ Global___InjectGp: _TypeAlias = InjectGp  # noqa: Y015
 
 @_typing.final
 class InjectNm(_message.Message):
-    """The guest gets #NM with XFD_ERR naming the feature. Legal where XFD disables the feature and CR0.TS is clear."""
+    """The guest gets #NM with XFD_ERR naming the feature. Legal for WRMSR_XFD, where XFD disables the feature now; whether CR0.TS
+    is clear, without which XFD raises no #NM, the host does not know. A handler that writes XFD asks again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -691,7 +793,9 @@ Global___Defer: _TypeAlias = Defer  # noqa: Y015
 
 @_typing.final
 class Pause(_message.Message):
-    """The VMM does not enter the guest; the exit stays, without a deadline, for a later decision. Always legal."""
+    """The VMM does not enter the guest; the exit stays, without a deadline, for a later decision. The VMM gets the directive PAUSE,
+    and RESUME with the decision that lets it go on. Always legal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -759,7 +863,9 @@ Global___ResetVm: _TypeAlias = ResetVm  # noqa: Y015
 
 @_typing.final
 class HideFeature(_message.Message):
-    """The guest gets #GP(0) now; from its next reset on, CPUID shows neither XTILE_CFG nor XTILE_DATA. Always legal."""
+    """The guest gets #GP(0) now; from the VM's next reset on, CPUID shows neither XTILE_CFG nor XTILE_DATA, to all its vCPUs. Until
+    then nothing changes, and Vm.hidden_at_reset says what will; a SetCpuid after the reset gives what it gives. Always legal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -795,6 +901,90 @@ class Migrate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Migrate: _TypeAlias = Migrate  # noqa: Y015
+
+@_typing.final
+class DecisionRecord(_message.Message):
+    """One decision that was taken about an exit: who, when, what, why, and what came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    VCPU_UID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1, without gaps, in the order in which decisions were taken in this host's history."""
+    revision: _builtins.int
+    """Revision of the host at which it was taken."""
+    principal: _builtins.str
+    """Who called: `TRUST-DOMAIN/ROLE/NAME`, as the certificate says, or `local/ROLE/NAME` on the socket. Empty where the host
+    itself took the default action.
+    """
+    decided_by: _builtins.str
+    """Exit.decided_by: ResolveExitRequest.decided_by or the controller's name, or `deadline`."""
+    reason: _builtins.str
+    """Why: ResolveExitRequest.reason. For people; may be empty."""
+    exit: _builtins.str
+    """The exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. It may be forgotten by now."""
+    vcpu_uid: _builtins.str
+    """Uid of its vCPU: a later vCPU of the same name has another."""
+    generation: _builtins.int
+    """The generation that was decided."""
+    cause: Global___ExitCause.ValueType
+    """What stood in the way then."""
+    state: Global___ExitState.ValueType
+    """Where the exit was afterwards: RESOLVED, PAUSED, OPEN where the retry failed, CANCELLED where the vCPU went before the
+    decision took effect; APPLYING while it waits for its delay.
+    """
+    result: Global___ExitResult.ValueType
+    """What it came to, where `state` is RESOLVED or CANCELLED."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the wall clock as it stood when the host process started."""
+
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """The decision, whole."""
+
+    @_builtins.property
+    def reclaimed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Victim]:
+        """What a Reclaim took from whom."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        decided_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        exit: _builtins.str = ...,
+        vcpu_uid: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        cause: Global___ExitCause.ValueType = ...,
+        decision: Global___Decision | None = ...,
+        state: Global___ExitState.ValueType = ...,
+        result: Global___ExitResult.ValueType = ...,
+        reclaimed: _abc.Iterable[Global___Victim] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decided_by", b"decided_by", "decision", b"decision", "exit", b"exit", "generation", b"generation", "number", b"number", "principal", b"principal", "reason", b"reason", "reclaimed", b"reclaimed", "result", b"result", "revision", b"revision", "state", b"state", "time", b"time", "vcpu_uid", b"vcpu_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionRecord: _TypeAlias = DecisionRecord  # noqa: Y015
 
 @_typing.final
 class AcquireControlRequest(_message.Message):
@@ -1187,6 +1377,7 @@ class ResolveExitRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     DECIDED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. Required."""
     generation: _builtins.int
@@ -1199,6 +1390,8 @@ class ResolveExitRequest(_message.Message):
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     decided_by: _builtins.str
     """Who decided, for Exit.decided_by: 0 to 128 characters; empty for the controller's name."""
+    reason: _builtins.str
+    """Why, for the audit: 0 to 512 characters."""
     @_builtins.property
     def decision(self) -> Global___Decision:
         """The decision. Required; its kind has to be among Exit.allowed_decisions."""
@@ -1213,10 +1406,11 @@ class ResolveExitRequest(_message.Message):
         request_id: _builtins.str = ...,
         decision: Global___Decision | None = ...,
         decided_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "control_epoch", b"control_epoch", "decided_by", b"decided_by", "decision", b"decision", "generation", b"generation", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "control_epoch", b"control_epoch", "decided_by", b"decided_by", "decision", b"decision", "generation", b"generation", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,3 +1445,71 @@ class ResolveExitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveExitResponse: _TypeAlias = ResolveExitResponse  # noqa: Y015
+
+@_typing.final
+class ListDecisionsRequest(_message.Message):
+    """Request of ListDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Only decisions about exits of this VM: `vms/{vm}`. Empty: all."""
+    exit: _builtins.str
+    """Only decisions about this exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. Empty: all."""
+    page_size: _builtins.int
+    """At most so many; 0 for the host's default, and never more than HostLimits.page_size_max."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        exit: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "page_size", b"page_size", "page_token", b"page_token", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsRequest: _TypeAlias = ListDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListDecisionsResponse(_message.Message):
+    """Response of ListDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Who answered, and when."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionRecord]:
+        """One page, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        decisions: _abc.Iterable[Global___DecisionRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "header", b"header", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015

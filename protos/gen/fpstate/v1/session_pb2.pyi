@@ -229,6 +229,7 @@ class VcpuResume(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     NEXT_SEQ_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    INTERCEPTS_FIELD_NUMBER: _builtins.int
     vcpu: _builtins.str
     """The vCPU: `vms/{vm}/vcpus/{index}`."""
     uid: _builtins.str
@@ -243,6 +244,10 @@ class VcpuResume(_message.Message):
         received are asked for by sending the event again, or with WaitOutcome.
         """
 
+    @_builtins.property
+    def intercepts(self) -> _common_pb2.InterceptState:
+        """What is intercepted now; to be followed from here on, for it may have changed while nobody had the vCPU."""
+
     def __init__(
         self,
         *,
@@ -251,10 +256,11 @@ class VcpuResume(_message.Message):
         incarnation: _builtins.int = ...,
         next_seq: _builtins.int = ...,
         pending: _event_pb2.EventOutcome | None = ...,
+        intercepts: _common_pb2.InterceptState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intercepts", b"intercepts", "pending", b"pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "next_seq", b"next_seq", "pending", b"pending", "uid", b"uid", "vcpu", b"vcpu"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "intercepts", b"intercepts", "next_seq", b"next_seq", "pending", b"pending", "uid", b"uid", "vcpu", b"vcpu"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

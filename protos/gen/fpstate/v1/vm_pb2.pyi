@@ -121,6 +121,7 @@ class Vm(_message.Message):
     GUEST_PERM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     HAS_PROTECTED_STATE_FIELD_NUMBER: _builtins.int
+    HIDDEN_AT_RESET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}`. Made from CreateVmRequest.vm_id."""
     uid: _builtins.str
@@ -151,6 +152,8 @@ class Vm(_message.Message):
     """What userspace hears that asks for the state of a confidential vCPU. True: EINVAL, as from the VM types of newer SEV-ES,
     SNP and TDX. False: zeros, and a set is ignored, as from KVM_SEV_ES_INIT. Immutable.
     """
+    hidden_at_reset: _builtins.int
+    """Mask of the components that the CPUID of its guests loses at the next reset: decided with HideFeature. Output only."""
     @_builtins.property
     def owner(self) -> Global___Owner:
         """The VMM process."""
@@ -176,10 +179,11 @@ class Vm(_message.Message):
         guest_perm: _builtins.int = ...,
         etag: _builtins.str = ...,
         has_protected_state: _builtins.bool = ...,
+        hidden_at_reset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "bytes_used", b"bytes_used", "cpuid_dump", b"cpuid_dump", "etag", b"etag", "guest_perm", b"guest_perm", "guest_supported_xcr0", b"guest_supported_xcr0", "has_protected_state", b"has_protected_state", "kernel_rules", b"kernel_rules", "labels", b"labels", "name", b"name", "owner", b"owner", "profile", b"profile", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "bytes_used", b"bytes_used", "cpuid_dump", b"cpuid_dump", "etag", b"etag", "guest_perm", b"guest_perm", "guest_supported_xcr0", b"guest_supported_xcr0", "has_protected_state", b"has_protected_state", "hidden_at_reset", b"hidden_at_reset", "kernel_rules", b"kernel_rules", "labels", b"labels", "name", b"name", "owner", b"owner", "profile", b"profile", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
