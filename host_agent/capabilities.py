@@ -17,6 +17,7 @@ _ALWAYS: Final = (
     "set-cpuid",
     "tasks",
     "vcpu-state",
+    "watch",
 )
 
 
