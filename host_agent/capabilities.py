@@ -8,6 +8,7 @@ from host_agent.state import HostConfig
 
 #: Always there. The names are documented in protos/fpstate/v1/host.proto.
 _ALWAYS: Final = (
+    "audit",
     "check-compat",
     "cpuid-table",
     "drain",

@@ -300,7 +300,10 @@ class ReleaseControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveExit:
-    """Decide an exit: compare-and-swap on its generation and on the control epoch."""
+    """Decide an exit: compare-and-swap on its generation and on the control epoch.
+
+    ``principal``, who asked, and ``reason`` are for the audit.
+    """
 
     exit: str
     generation: int
@@ -308,6 +311,8 @@ class ResolveExit:
     control_epoch: int
     decision: Decision
     decided_by: str = ""
+    principal: str = ""
+    reason: str = ""
     request_id: str = ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fpu_core.alloc import Account
 from fpu_core.cpu import Vector
 from fpu_core.errors import CoreBug
+from host_agent.audit import DEADLINE, Decider
 from host_agent.broken import break_vcpu
 from host_agent.commands import ResolveExit
 from host_agent.control import check_may_decide
@@ -59,9 +60,9 @@ def resolve_exit(state: HostState, command: ResolveExit) -> ExitRecord:
             currentGeneration=record.generation,
         )
     _check_decision(state, record, command.decision)
-    who = command.decided_by or state.controls[command.control].controller
-    record.winners[record.generation] = (who, command.decision, command.request_id)
-    apply_decision(state, record, command.decision, who)
+    name = command.decided_by or state.controls[command.control].controller
+    who = Decider(name=name, principal=command.principal, reason=command.reason)
+    apply_decision(state, record, command.decision, who, command.request_id)
     return record
 
 
@@ -100,9 +101,15 @@ def _check_decision(state: HostState, record: ExitRecord, decision: Decision) ->
             raise invalid("decision.raise_limit.bytes", f"{decision.scope} scope: {now}", decision.bytes)
 
 
-def apply_decision(state: HostState, record: ExitRecord, decision: Decision, who: str) -> None:
-    """Carry a decision out. The default action of a deadline comes in here too."""
-    record.decision, record.decided_by = decision.kind, who
+def apply_decision(
+    state: HostState, record: ExitRecord, decision: Decision, who: Decider, request_id: str = ""
+) -> None:
+    """Carry a decision out, which wins its generation. The default action of a deadline comes in here too."""
+    record.winners[record.generation] = (who.name, decision, request_id)
+    record.decision, record.decided_by = decision.kind, who.name
+    unix_ns = state.now_ns + state.config.unix_offset_ns
+    state.audit.take(record, decision, who, revision=state.revision, at_ns=state.now_ns, unix_ns=unix_ns)
+    state.audit.forget(state.config.max_decisions)
     _EFFECTS[decision.kind](state, state.vcpu(record.vcpu), record, decision)
 
 
@@ -201,9 +208,7 @@ _EFFECTS: dict[DecisionKind, Callable[[HostState, Vcpu, ExitRecord, Decision], N
 
 def deadline_passed(state: HostState, record: ExitRecord) -> None:
     """No decision came: the vCPU is paused, never guessed for."""
-    decision = Decision(DecisionKind.PAUSE)
-    record.winners[record.generation] = ("deadline", decision, "")
-    apply_decision(state, record, decision, "deadline")
+    apply_decision(state, record, Decision(DecisionKind.PAUSE), DEADLINE)
 
 
 def _next_generation(state: HostState, vcpu: Vcpu, record: ExitRecord, now: ExitState) -> None:

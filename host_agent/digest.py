@@ -46,6 +46,8 @@ def describe(state: HostState) -> Iterator[str]:
         yield _line("  lease", control.expires_ns, control.lease_ns)
     for record in (*state.exits.values(), *state.resolved_exits.values()):
         yield _line("exit", dataclasses.asdict(record))
+    for decision in state.audit.decisions.values():
+        yield _line("decision", dataclasses.asdict(decision))
     for fault in state.faults.armed.values():
         yield _line("fault", dataclasses.asdict(fault))
 

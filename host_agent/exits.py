@@ -61,13 +61,19 @@ class DecisionKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision with what it needs: ``delay_ns`` for RETRY_AFTER; ``bytes`` and ``scope`` for RAISE_LIMIT."""
+    """A decision with what its kind needs."""
 
     kind: DecisionKind
+    #: RETRY_AFTER.
     delay_ns: int = 0
+    #: RAISE_LIMIT: the new limit, of the "vm" or of the "host".
     bytes: int = 0
-    #: "vm" or "host".
     scope: str = "vm"
+    #: RECLAIM: vCPUs to take from, and whether others may follow.
+    victims: tuple[str, ...] = ()
+    any_victim: bool = False
+    #: MIGRATE: a gRPC target.
+    target: str = ""
 
 
 class ExitResult(enum.Enum):
@@ -129,6 +135,8 @@ class ExitRecord:
     retry_ns: int | None = None
     decision: DecisionKind | None = None
     decided_by: str = ""
+    #: Number of the last decision in the audit; 0 for none.
+    audited: int = 0
     result: ExitResult | None = None
     #: Why a cancelled exit was cancelled.
     note: str = ""

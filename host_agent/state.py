@@ -14,6 +14,7 @@ from fpu_core.fpu import Fpu, FpuHost
 from fpu_core.invariants import CoreView, PermissionHistory
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
+from host_agent.audit import Audit
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
@@ -53,6 +54,10 @@ class HostConfig:
     #: Answers kept for repeated request ids; resolved exits kept for GetExit.
     max_request_ids: int = 100_000
     max_resolved_exits: int = 10_000
+    #: Decisions kept in the audit.
+    max_decisions: int = 10_000
+    #: The wall clock at the host's time 0, nanoseconds since 1970, as it stood when the process took the history up.
+    unix_offset_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -173,6 +178,7 @@ class HostState:
     controls: dict[str, ControlRecord] = field(default_factory=dict)
     exits: dict[str, ExitRecord] = field(default_factory=dict)
     resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
+    audit: Audit = field(default_factory=Audit)
     faults: FaultTable = field(default_factory=FaultTable)
     requests: dict[str, tuple[object, object]] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)

@@ -40,6 +40,7 @@ CONTRACT = {
     },
     "fpstate.v1.ExitService": {
         "AcquireControl", "RenewControl", "ReleaseControl", "WatchExits", "ListExits", "GetExit", "ResolveExit",
+        "ListDecisions",
     },
     "fpstate.v1.MigrationService": {
         "ExportVm", "ImportVm", "CheckCompat", "BeginMigration", "StageMigration", "CommitMigration", "AbortMigration",

@@ -25,6 +25,7 @@ from fpu_core.rt_signal import SignalFrame
 from fpu_core.rules import KERNEL_RULES
 from fpu_core.usermem import UserMemory
 from host_agent import (
+    audit,
     commands,
     cpus,
     errors,
@@ -87,13 +88,15 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
     state.SessionRecord: frozenset(),
     state.ControlRecord: frozenset(),
     exits.ExitRecord: frozenset(),
+    audit.Audit: frozenset(),
+    audit.DecisionRecord: frozenset(),
     table.FaultTable: frozenset(),
     table.ArmedFault: frozenset(),
 }
 
 #: Where the values are that a record may hold: every frozen dataclass and every enum of these modules.
 _VALUE_MODULES: Final = (
-    *(commands, task_commands, errors, events, exits, sessions, state),
+    *(audit, commands, task_commands, errors, events, exits, sessions, state),
     *(cpus, signals, tasks, vcpu_state, vms),
     *(caps, cpuid, lifecycle, outcome, alloc, fpu, table, tile),
 )

@@ -62,9 +62,10 @@ class HostAgent:
         tracer: CoreTracer | None = None,
         journal: DurableJournal | None = None,
     ) -> None:
+        self.clock: Clock = clock if clock is not None else MonotonicClock()
+        config = replace(config, unix_offset_ns=self.clock.unix_ns() - self.clock.now_ns())
         self.machine = journal.machine if journal is not None else HostMachine(config, tracer=tracer)
         self.journal: Journal = journal if journal is not None else NoJournal()
-        self.clock: Clock = clock if clock is not None else MonotonicClock()
         #: Set when the agent must stop: its journal cannot be written.
         self.failed = asyncio.Event()
         self._config = config
@@ -87,7 +88,8 @@ class HostAgent:
         self.journal.on_room = self._room_again
         self.journal.on_failed = lambda _error: self.failed.set()
         self.journal.start()
-        self.submit(Boot(config=replace(self._config, boot_id=self.journal.boot_id)))
+        unix_offset_ns = self._config.unix_offset_ns - self._offset_ns
+        self.submit(Boot(config=replace(self._config, boot_id=self.journal.boot_id, unix_offset_ns=unix_offset_ns)))
         self._set_timer()
 
     def now_ns(self) -> int:

@@ -30,6 +30,9 @@ class Clock(Protocol):
     def now_ns(self) -> int:
         """The time now."""
 
+    def unix_ns(self) -> int:
+        """The wall clock: nanoseconds since 1970, for people alone."""
+
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` on the running loop's thread once the time is ``when_ns`` or later; at once if it is."""
 
@@ -43,6 +46,10 @@ class MonotonicClock:
     def now_ns(self) -> int:
         """Nanoseconds since the clock was made."""
         return time.monotonic_ns() - self._origin_ns
+
+    def unix_ns(self) -> int:
+        """The system's CLOCK_REALTIME."""
+        return time.time_ns()
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
         """Call ``callback`` from the running event loop; it may come a clock tick early, as asyncio's timers do."""
@@ -69,6 +76,10 @@ class ManualClock:
 
     def now_ns(self) -> int:
         """Where the clock was put."""
+        return self._now_ns
+
+    def unix_ns(self) -> int:
+        """The same: time began in 1970."""
         return self._now_ns
 
     def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:

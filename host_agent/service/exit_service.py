@@ -7,16 +7,19 @@ from contextlib import suppress
 
 from fpstate.v1 import common_pb2, exit_pb2, exit_pb2_grpc
 
+from host_agent.audit import DecisionRecord
 from host_agent.commands import AcquireControl, ReleaseControl, RenewControl, ResolveExit
 from host_agent.errors import Refused
 from host_agent.exits import ExitRecord
+from host_agent.service.access.principal import current_principal
 from host_agent.service.agent import HostAgent
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.exit_watch import ExitWatcher
 from host_agent.service.layers import Context
-from host_agent.service.limits import BOOKMARK_INTERVAL_S, LEASE_MIN_NS
+from host_agent.service.limits import BOOKMARK_INTERVAL_S, LEASE_MIN_NS, REASON_MAX
 from host_agent.service.paging import Key, page
-from host_agent.service.translate.exit import EXIT_STATES, decision_from_proto, exit_to_proto
+from host_agent.service.translate.decision import decision_from_proto, decision_record_to_proto
+from host_agent.service.translate.exit import EXIT_STATES, exit_to_proto
 from host_agent.service.translate.fields import (
     control_name,
     duration,
@@ -87,6 +90,8 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
             control_epoch=request.control_epoch,
             decision=decision_from_proto("decision", request.decision),
             decided_by=text("decided_by", request.decided_by, longest=128),
+            principal=current_principal.get().id,
+            reason=text("reason", request.reason, longest=REASON_MAX),
             request_id=request_id(request.request_id),
         )
         record: ExitRecord = self._agent.submit(command)
@@ -116,6 +121,23 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         state = self._agent.state
         return exit_pb2.ListExitsResponse(
             header=header(state), exits=[exit_to_proto(state, record) for record in exits], next_page_token=token
+        )
+
+    async def ListDecisions(
+        self, request: exit_pb2.ListDecisionsRequest, context: Context
+    ) -> exit_pb2.ListDecisionsResponse:
+        """List what was decided, oldest first."""
+        vm = vm_name("vm", request.vm) if request.vm else ""
+        exit_ = exit_name("exit", request.exit) if request.exit else ""
+        state = self._agent.state
+        records = (
+            record for record in state.audit.decisions.values() if vm in ("", record.vm) and exit_ in ("", record.exit)
+        )
+        found, token = page(records, _number, size=request.page_size, token=request.page_token)
+        return exit_pb2.ListDecisionsResponse(
+            header=header(state),
+            decisions=[decision_record_to_proto(record) for record in found],
+            next_page_token=token,
         )
 
     def _records(self, vm: str) -> Iterator[ExitRecord]:
@@ -176,6 +198,10 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
 
 def _age(record: ExitRecord) -> Key:
     return (record.created_revision, record.name)
+
+
+def _number(record: DecisionRecord) -> Key:
+    return (record.number,)
 
 
 def _states(request: exit_pb2.ListExitsRequest) -> set[int]:

@@ -106,6 +106,7 @@ def _limits(config: HostConfig, call_deadline_s: float) -> host_pb2.HostLimits:
         tasks_per_vm_max=config.max_tasks_per_vm,
         request_ids_max=config.max_request_ids,
         settled_exits_max=config.max_resolved_exits,
+        decisions_max=config.max_decisions,
     )
 
 

@@ -31,6 +31,8 @@ BOOKMARK_INTERVAL_MAX_S: Final = 3600.0
 PATIENCE_S: Final = 60.0
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
+#: The reason of a decision, in characters: so many are kept for as long as the audit keeps the decision.
+REASON_MAX: Final = 512
 #: Deadline of a unary call that came without one, in seconds.
 CALL_DEADLINE_S: Final = 60.0
 #: The shortest lease that is granted, in nanoseconds; a shorter wish is granted this.

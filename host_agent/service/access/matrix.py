@@ -80,6 +80,7 @@ fpstate.v1.ExitService
   ListExits                      own   yes        yes      yes
   GetExit                        own   yes        yes      yes
   ResolveExit                    -     yes        yes      -
+  ListDecisions                  -     yes        yes      -
 fpstate.v1.MigrationService
   ExportVm                       -     -          yes      -
   ImportVm                       -     -          yes      -

@@ -1,4 +1,4 @@
-"""Exits and decisions."""
+"""Exits. What is decided about them: ``translate.decision``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Final
 
 from fpstate.v1 import exit_pb2
 
-from host_agent.exits import Decision, DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState
+from host_agent.exits import DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState
 from host_agent.kvm.outcome import Trigger
-from host_agent.service.errors import field_invalid
-from host_agent.service.translate.fields import NS_PER_S, duration, duration_ns
+from host_agent.service.translate.fields import duration
 from host_agent.state import HostState
 
 EXIT_STATES: Final[dict[ExitState, exit_pb2.ExitState.ValueType]] = {
@@ -20,7 +19,7 @@ EXIT_STATES: Final[dict[ExitState, exit_pb2.ExitState.ValueType]] = {
     ExitState.RESOLVED: exit_pb2.EXIT_STATE_RESOLVED,
     ExitState.CANCELLED: exit_pb2.EXIT_STATE_CANCELLED,
 }
-_CAUSES: Final[dict[ExitCause, exit_pb2.ExitCause.ValueType]] = {
+CAUSES: Final[dict[ExitCause, exit_pb2.ExitCause.ValueType]] = {
     ExitCause.NO_MEMORY: exit_pb2.EXIT_CAUSE_NO_MEMORY,
     ExitCause.QUOTA: exit_pb2.EXIT_CAUSE_QUOTA,
     ExitCause.NO_PERMISSION: exit_pb2.EXIT_CAUSE_NO_PERMISSION,
@@ -29,7 +28,7 @@ _TRIGGERS: Final[dict[Trigger, exit_pb2.ExitTrigger.ValueType]] = {
     Trigger.XSETBV: exit_pb2.EXIT_TRIGGER_XSETBV,
     Trigger.WRMSR_XFD: exit_pb2.EXIT_TRIGGER_WRMSR_XFD,
 }
-_RESULTS: Final[dict[ExitResult, exit_pb2.ExitResult.ValueType]] = {
+RESULTS: Final[dict[ExitResult, exit_pb2.ExitResult.ValueType]] = {
     ExitResult.COMMITTED: exit_pb2.EXIT_RESULT_COMMITTED,
     ExitResult.INJECTED_GP: exit_pb2.EXIT_RESULT_INJECTED_GP,
     ExitResult.DEFERRED: exit_pb2.EXIT_RESULT_DEFERRED,
@@ -54,12 +53,6 @@ DECISIONS: Final[dict[DecisionKind, exit_pb2.DecisionKind.ValueType]] = {
     DecisionKind.HIDE_FEATURE: exit_pb2.DECISION_KIND_HIDE_FEATURE,
     DecisionKind.MIGRATE: exit_pb2.DECISION_KIND_MIGRATE,
 }
-_SCOPES: Final[dict[int, str]] = {
-    exit_pb2.LIMIT_SCOPE_UNSPECIFIED: "vm",
-    exit_pb2.LIMIT_SCOPE_VM: "vm",
-    exit_pb2.LIMIT_SCOPE_HOST: "host",
-}
-_DELAY_MAX_NS: Final = 3600 * NS_PER_S
 
 
 def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
@@ -74,7 +67,7 @@ def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
         reason=exit_pb2.EXIT_REASON_FPU_REALLOC_FAILED,
         errno_value=record.errno,
         errno_name=errno.errorcode[record.errno],
-        cause=_CAUSES[record.cause],
+        cause=CAUSES[record.cause],
         trigger=_TRIGGERS[record.write.trigger],
         old_xcr0=record.old_xcr0,
         new_xcr0=record.write.xcr0,
@@ -86,43 +79,10 @@ def exit_to_proto(state: HostState, record: ExitRecord) -> exit_pb2.Exit:
         allowed_decisions=sorted(DECISIONS[kind] for kind in record.allowed),
         decided_by=record.decided_by,
         decision=DECISIONS[record.decision] if record.decision else exit_pb2.DECISION_KIND_UNSPECIFIED,
-        result=_RESULTS[record.result] if record.result else exit_pb2.EXIT_RESULT_UNSPECIFIED,
+        result=RESULTS[record.result] if record.result else exit_pb2.EXIT_RESULT_UNSPECIFIED,
         create_revision=record.created_revision,
         update_revision=record.updated_revision,
     )
     if record.expires_ns is not None:
         made.expires_in.CopyFrom(duration(record.expires_ns - state.now_ns))
     return made
-
-
-_KIND_OF_FIELD: Final = {kind.name.lower(): kind for kind in DecisionKind}
-
-
-def decision_from_proto(path: str, message: exit_pb2.Decision) -> Decision:
-    """Read a decision. One that this release does not carry out is the machine's to refuse: no exit allows it."""
-    name = message.WhichOneof("kind")
-    if name is None:
-        raise field_invalid(path, "one of the decisions", "none")
-    match name:
-        case "retry_after":
-            return Decision(DecisionKind.RETRY_AFTER, delay_ns=_delay_ns(f"{path}.retry_after.delay", message))
-        case "raise_limit":
-            return _raise_limit(f"{path}.raise_limit", message.raise_limit)
-        case _:
-            return Decision(_KIND_OF_FIELD[name])
-
-
-def _delay_ns(path: str, message: exit_pb2.Decision) -> int:
-    delay_ns = duration_ns(path, message.retry_after.delay)
-    if not 0 < delay_ns <= _DELAY_MAX_NS:
-        raise field_invalid(path, "more than 0 s and at most 3,600 s", f"{delay_ns} ns")
-    return delay_ns
-
-
-def _raise_limit(path: str, message: exit_pb2.RaiseLimit) -> Decision:
-    scope = _SCOPES.get(message.scope)
-    if scope is None:
-        raise field_invalid(f"{path}.scope", "LIMIT_SCOPE_VM or LIMIT_SCOPE_HOST", message.scope)
-    if message.bytes == 0:
-        raise field_invalid(f"{path}.bytes", "more than 0 bytes", message.bytes)
-    return Decision(DecisionKind.RAISE_LIMIT, bytes=message.bytes, scope=scope)

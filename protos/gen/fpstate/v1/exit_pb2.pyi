@@ -8,6 +8,7 @@ from fpstate.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -797,6 +798,84 @@ class Migrate(_message.Message):
 Global___Migrate: _TypeAlias = Migrate  # noqa: Y015
 
 @_typing.final
+class DecisionRecord(_message.Message):
+    """One decision that was taken about an exit: who, when, what, why, and what came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    VCPU_UID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1, without gaps, in the order in which decisions were taken in this host's history."""
+    revision: _builtins.int
+    """Revision of the host at which it was taken."""
+    principal: _builtins.str
+    """Who called: `TRUST-DOMAIN/ROLE/NAME`, as the certificate says, or `local/ROLE/NAME` on the socket. Empty where the host
+    itself took the default action.
+    """
+    decided_by: _builtins.str
+    """Exit.decided_by: ResolveExitRequest.decided_by or the controller's name, or `deadline`."""
+    reason: _builtins.str
+    """Why: ResolveExitRequest.reason. For people; may be empty."""
+    exit: _builtins.str
+    """The exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. It may be forgotten by now."""
+    vcpu_uid: _builtins.str
+    """Uid of its vCPU: a later vCPU of the same name has another."""
+    generation: _builtins.int
+    """The generation that was decided."""
+    cause: Global___ExitCause.ValueType
+    """What stood in the way then."""
+    state: Global___ExitState.ValueType
+    """Where the exit was afterwards: RESOLVED, PAUSED, OPEN where the retry failed, CANCELLED where the vCPU went before the
+    decision took effect; APPLYING while it waits for its delay.
+    """
+    result: Global___ExitResult.ValueType
+    """What it came to, where `state` is RESOLVED or CANCELLED."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the wall clock as it stood when the host process started."""
+
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """The decision, whole."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        decided_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        exit: _builtins.str = ...,
+        vcpu_uid: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        cause: Global___ExitCause.ValueType = ...,
+        decision: Global___Decision | None = ...,
+        state: Global___ExitState.ValueType = ...,
+        result: Global___ExitResult.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "decided_by", b"decided_by", "decision", b"decision", "exit", b"exit", "generation", b"generation", "number", b"number", "principal", b"principal", "reason", b"reason", "result", b"result", "revision", b"revision", "state", b"state", "time", b"time", "vcpu_uid", b"vcpu_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionRecord: _TypeAlias = DecisionRecord  # noqa: Y015
+
+@_typing.final
 class AcquireControlRequest(_message.Message):
     """Request of AcquireControl."""
 
@@ -1187,6 +1266,7 @@ class ResolveExitRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     DECIDED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. Required."""
     generation: _builtins.int
@@ -1199,6 +1279,8 @@ class ResolveExitRequest(_message.Message):
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     decided_by: _builtins.str
     """Who decided, for Exit.decided_by: 0 to 128 characters; empty for the controller's name."""
+    reason: _builtins.str
+    """Why, for the audit: 0 to 512 characters."""
     @_builtins.property
     def decision(self) -> Global___Decision:
         """The decision. Required; its kind has to be among Exit.allowed_decisions."""
@@ -1213,10 +1295,11 @@ class ResolveExitRequest(_message.Message):
         request_id: _builtins.str = ...,
         decision: Global___Decision | None = ...,
         decided_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "control_epoch", b"control_epoch", "decided_by", b"decided_by", "decision", b"decision", "generation", b"generation", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "control_epoch", b"control_epoch", "decided_by", b"decided_by", "decision", b"decision", "generation", b"generation", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,3 +1334,71 @@ class ResolveExitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveExitResponse: _TypeAlias = ResolveExitResponse  # noqa: Y015
+
+@_typing.final
+class ListDecisionsRequest(_message.Message):
+    """Request of ListDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Only decisions about exits of this VM: `vms/{vm}`. Empty: all."""
+    exit: _builtins.str
+    """Only decisions about this exit: `vms/{vm}/vcpus/{index}/exits/{seq}`. Empty: all."""
+    page_size: _builtins.int
+    """At most so many; 0 for the host's default, and never more than HostLimits.page_size_max."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filters. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        exit: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "page_size", b"page_size", "page_token", b"page_token", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsRequest: _TypeAlias = ListDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListDecisionsResponse(_message.Message):
+    """Response of ListDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Who answered, and when."""
+
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionRecord]:
+        """One page, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        decisions: _abc.Iterable[Global___DecisionRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "header", b"header", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015

@@ -74,6 +74,11 @@ class ExitServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_exit__pb2.ResolveExitRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_exit__pb2.ResolveExitResponse.FromString,
                 _registered_method=True)
+        self.ListDecisions = channel.unary_unary(
+                '/fpstate.v1.ExitService/ListDecisions',
+                request_serializer=fpstate_dot_v1_dot_exit__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_exit__pb2.ListDecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class ExitServiceServicer(object):
@@ -136,6 +141,14 @@ class ExitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDecisions(self, request, context):
+        """Reads the audit: the decisions that were taken, the host's default action included, oldest first. The host keeps the
+        latest HostLimits.decisions_max of them, in its journal as everything else; decisions that were refused are not in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -173,6 +186,11 @@ def add_ExitServiceServicer_to_server(servicer, server):
                     servicer.ResolveExit,
                     request_deserializer=fpstate_dot_v1_dot_exit__pb2.ResolveExitRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_exit__pb2.ResolveExitResponse.SerializeToString,
+            ),
+            'ListDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDecisions,
+                    request_deserializer=fpstate_dot_v1_dot_exit__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_exit__pb2.ListDecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -369,6 +387,33 @@ class ExitService(object):
             '/fpstate.v1.ExitService/ResolveExit',
             fpstate_dot_v1_dot_exit__pb2.ResolveExitRequest.SerializeToString,
             fpstate_dot_v1_dot_exit__pb2.ResolveExitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.ExitService/ListDecisions',
+            fpstate_dot_v1_dot_exit__pb2.ListDecisionsRequest.SerializeToString,
+            fpstate_dot_v1_dot_exit__pb2.ListDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

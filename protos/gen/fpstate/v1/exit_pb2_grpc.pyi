@@ -57,6 +57,10 @@ class ExitServiceStub:
     wins; a different second one is refused with EXIT_ALREADY_RESOLVED and the winner's name. Answers once the decision
     has been applied: the exit is then resolved, or open again with the next generation, or paused.
     """
+    ListDecisions: _grpc.UnaryUnaryMultiCallable[_exit_pb2.ListDecisionsRequest, _exit_pb2.ListDecisionsResponse]
+    """Reads the audit: the decisions that were taken, the host's default action included, oldest first. The host keeps the
+    latest HostLimits.decisions_max of them, in its journal as everything else; decisions that were refused are not in it.
+    """
 
 @_typing.type_check_only
 class ExitServiceAsyncStub(ExitServiceStub):
@@ -86,6 +90,10 @@ class ExitServiceAsyncStub(ExitServiceStub):
     """Decides about an exit: compare-and-swap on exit, generation and control epoch. The first decision of a generation
     wins; a different second one is refused with EXIT_ALREADY_RESOLVED and the winner's name. Answers once the decision
     has been applied: the exit is then resolved, or open again with the next generation, or paused.
+    """
+    ListDecisions: _aio.UnaryUnaryMultiCallable[_exit_pb2.ListDecisionsRequest, _exit_pb2.ListDecisionsResponse]  # type: ignore[assignment]
+    """Reads the audit: the decisions that were taken, the host's default action included, oldest first. The host keeps the
+    latest HostLimits.decisions_max of them, in its journal as everything else; decisions that were refused are not in it.
     """
 
 class ExitServiceServicer:
@@ -148,6 +156,15 @@ class ExitServiceServicer:
         """Decides about an exit: compare-and-swap on exit, generation and control epoch. The first decision of a generation
         wins; a different second one is refused with EXIT_ALREADY_RESOLVED and the winner's name. Answers once the decision
         has been applied: the exit is then resolved, or open again with the next generation, or paused.
+        """
+
+    def ListDecisions(
+        self,
+        request: _exit_pb2.ListDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_exit_pb2.ListDecisionsResponse, _abc.Awaitable[_exit_pb2.ListDecisionsResponse]]:
+        """Reads the audit: the decisions that were taken, the host's default action included, oldest first. The host keeps the
+        latest HostLimits.decisions_max of them, in its journal as everything else; decisions that were refused are not in it.
         """
 
 def add_ExitServiceServicer_to_server(servicer: ExitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

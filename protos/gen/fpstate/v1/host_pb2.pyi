@@ -99,6 +99,7 @@ class GetHostInfoResponse(_message.Message):
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it can do beyond the bare contract, by name, sorted. A call whose capability is not listed may answer
         UNIMPLEMENTED_CALL. Names known so far:
+          audit              ExitService.ListDecisions
           check-compat       MigrationService.CheckCompat
           cpuid-table        SetCpuid with a table of the caller's own
           drain              DrainHost
@@ -187,6 +188,7 @@ class HostLimits(_message.Message):
     TASKS_PER_VM_MAX_FIELD_NUMBER: _builtins.int
     REQUEST_IDS_MAX_FIELD_NUMBER: _builtins.int
     SETTLED_EXITS_MAX_FIELD_NUMBER: _builtins.int
+    DECISIONS_MAX_FIELD_NUMBER: _builtins.int
     cpus: _builtins.int
     """Number of modelled CPUs; their indices are 0 to one less."""
     vms_max: _builtins.int
@@ -211,6 +213,8 @@ class HostLimits(_message.Message):
     """How many of the latest request_ids are remembered."""
     settled_exits_max: _builtins.int
     """How many of the latest settled exits GetExit still knows."""
+    decisions_max: _builtins.int
+    """How many of the latest decisions ListDecisions still knows."""
     @_builtins.property
     def lease_min(self) -> _duration_pb2.Duration:
         """Shortest lease it grants."""
@@ -256,10 +260,11 @@ class HostLimits(_message.Message):
         tasks_per_vm_max: _builtins.int = ...,
         request_ids_max: _builtins.int = ...,
         settled_exits_max: _builtins.int = ...,
+        decisions_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "request_id_window", b"request_id_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "outcomes_per_vcpu_max", b"outcomes_per_vcpu_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "request_ids_max", b"request_ids_max", "sessions_max", b"sessions_max", "settled_exits_max", b"settled_exits_max", "tasks_per_vm_max", b"tasks_per_vm_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "decisions_max", b"decisions_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "outcomes_per_vcpu_max", b"outcomes_per_vcpu_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "request_ids_max", b"request_ids_max", "sessions_max", b"sessions_max", "settled_exits_max", b"settled_exits_max", "tasks_per_vm_max", b"tasks_per_vm_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
