@@ -18,6 +18,7 @@ from pathlib import Path
 from fpstated.config.show import settings_tables
 from host_agent.service.access.matrix import matrix_table
 from host_agent.service.metrics import metrics_table
+from tools.ctl_table import ctl_table
 from tools.error_table import calls_table, common_table, reasons_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -26,6 +27,7 @@ _SECTION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<
 #: What makes each table, by its name.
 TABLES: dict[str, Callable[[], str]] = {
     "access-matrix": matrix_table,
+    "ctl-commands": ctl_table,
     "error-calls": calls_table,
     "error-common": common_table,
     "error-reasons": reasons_table,

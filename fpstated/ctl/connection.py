@@ -110,6 +110,9 @@ class Group(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            complain(f"{error.format_message()} (--help says more)")
+            raise typer.Exit(USAGE) from None
         except HostError as error:
             complain(_told(ctx, error))
             raise typer.Exit(UNREACHABLE if unreachable(error) else REFUSED) from None
@@ -151,18 +154,12 @@ def _hint(error: HostError) -> str:
             wait = f", free in {error.retry_delay_s:.0f} s at the latest" if error.retry_delay_s else ""
             return f"held by {told.get('holder')}{wait} unless it renews its lease"
         case "EXIT_ALREADY_RESOLVED":
-            return (
-                f"{told.get('decidedBy') or 'nobody'} won: {told.get('decision') or '-'}, {told.get('result') or '-'}"
-            )
+            return f"what came of it: {told.get('result') or '-'}"
         case "EXIT_STALE_GENERATION":
             return "look at it again: fpstated ctl exits get EXIT"
-        case "DECISION_NOT_ALLOWED":
-            return f"it takes: {told.get('allowed')}"
         case "VM_NOT_EMPTY":
             return "--force takes its vCPUs with it"
         case "VM_NOT_FOUND" | "VCPU_NOT_FOUND" | "EXIT_NOT_FOUND":
             return f"fpstated ctl {error.reason.split('_')[0].lower()}s list shows what there is"
-        case "UNIMPLEMENTED_CALL":
-            return f"this host lacks the capability {told.get('capability')}"
         case _:
             return ""

@@ -105,6 +105,7 @@ def resolve(  # noqa: PLR0913, PLR0917 -- one option each
             control_epoch=control.epoch,
             decision=made,
             request_id=str(uuid.uuid4()),
+            decided_by=found.name,
             reason=reason,
         )
         answer = found.call(stub.ResolveExit, request)
