@@ -32,11 +32,19 @@ _COLOURS: Final = {
 _ENDLESS: Final = 100_000
 
 
+class _Output(Console):
+    """A console that leaves it to the command what to do about a reader who has seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where BrokenPipeError is handled."""
+        raise  # noqa: PLE0704
+
+
 def console() -> Console:
     """Standard output as it is now; without colours where NO_COLOR or no terminal says so."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=_ENDLESS, color_system=None, force_terminal=False)
+        return _Output(highlight=False)
+    return _Output(highlight=False, width=_ENDLESS, color_system=None, force_terminal=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
