@@ -38,7 +38,6 @@ def _takes(command: Any) -> Iterator[str]:  # noqa: ANN401
 
 def ctl_table() -> str:
     """The table of docs/ctl.md."""
-
     lines = ["| fpstated ctl | |", "|---|---|"]
     for words, takes, does in commands(fpstated_app):
         usage = f"{words} {takes}".strip().replace("|", "\\|")

@@ -37,7 +37,7 @@ def export_vm(
     messages = found.stream(stub.ExportVm, migration_pb2.ExportVmRequest(name=vm_name(vm)))
     try:
         header = next(messages).image_header
-        with progress(f"export {header.vm}", header.size_bytes, in_bytes=True) as step:
+        with progress(f"export {header.vm}", header.size_bytes) as step:
             write_image(file, header, (message.chunk for message in messages), step)
     except (ImageFileError, OSError) as error:
         complain(str(error))
@@ -65,7 +65,7 @@ def import_vm(
             request_id=str(uuid.uuid4()), name=vm_name(vm) if vm else "", image_header=header
         )
         stub = migration_pb2_grpc.MigrationServiceStub(found.channel)
-        with progress(f"import {start.name or header.vm}", header.size_bytes, in_bytes=True) as step:
+        with progress(f"import {start.name or header.vm}", header.size_bytes) as step:
             answer = _imported(stub, start, file, step)
     except (ImageFileError, OSError) as error:
         complain(str(error))

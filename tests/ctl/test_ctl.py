@@ -1,4 +1,4 @@
-"""``fpstated ctl`` where something is in the way: no host, no right, another holder, a wrong word; and the shell's help."""
+"""``fpstated ctl`` where something is in the way: no host, no right, another holder, a wrong word; and in the shell."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Watch:
 
     def until(self, wanted: Callable[[str], bool], lines: queue.Queue[str] | None = None) -> list[str]:
         """The lines up to the first that is wanted."""
-        found = []
+        found: list[str] = []
         while not found or not wanted(found[-1]):
             found.append((lines or self.out).get(timeout=WAIT_S))
         return found
