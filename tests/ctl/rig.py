@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from fpstated.cli import app
 from tests.host_process import HostProcess
 
-TIMEOUT_S: Final = 30
+#: How long a call, and anything that is waited for, may take on a busy machine.
+TIMEOUT_S: Final = 60
+WAIT_S: Final = 120
 
 #: What differs from run to run, and what stands for it in a golden text.
 _VARIES: Final = (

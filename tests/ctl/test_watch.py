@@ -16,10 +16,7 @@ from typing import TextIO
 
 import pytest
 
-from tests.ctl.rig import CtlHost, ctl_host
-
-#: How long anything may take on a busy machine.
-WAIT_S = 60
+from tests.ctl.rig import WAIT_S, CtlHost, ctl_host
 
 
 class Watch:
