@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from fpstated.progress import stages
+
 journal = typer.Typer(
     help="A host's state directory: is it whole, what is in it, and copies of it. verify, dump, replay and backup may "
     "be used while the host runs. docs/storage.md explains the rest.",
@@ -66,7 +68,8 @@ def verify(
 
         if truncate_after is not None:
             print(f"journal: gave up {truncate(directory, truncate_after):,} records after record {truncate_after}")
-        report = verify_directory(directory, replay=replay)
+        with stages() as heard:
+            report = verify_directory(directory, replay=replay, heard=heard)
     for problem in report.problems:
         _say("verify", problem)
     snapshots = ", ".join(str(n) for n in sorted(report.snapshots)) or "none"
@@ -110,8 +113,8 @@ def replay(
         from host_agent.journal.store import Store
         from host_agent.state import HostConfig
 
-        with Store(directory, write=False) as store, store.reading():
-            recovered = recover(store, HostConfig(), through=through)
+        with Store(directory, write=False) as store, store.reading(), stages() as heard:
+            recovered = recover(store, HostConfig(), through=through, heard=heard)
     found = recovered.machine.digest()
     print(f"replay: record {recovered.n}, revision {recovered.machine.state.revision}, digest {found}")
     if digest and digest != found:
@@ -127,7 +130,8 @@ def backup(
     with _errors("backup"):
         from host_agent.journal.backup import back_up
 
-        copied = back_up(directory, target)
+        with stages() as heard:
+            copied = back_up(directory, target, heard=heard)
     print(f"journal: {target} holds {directory} as of record {copied.n}, digest {copied.machine.digest()}")
 
 
@@ -140,5 +144,6 @@ def restore(
     with _errors("restore"):
         from host_agent.journal.backup import restore as restore_directory
 
-        copied = restore_directory(source, directory)
+        with stages() as heard:
+            copied = restore_directory(source, directory, heard=heard)
     print(f"journal: {directory} goes on at record {copied.n}, digest {copied.machine.digest()}")

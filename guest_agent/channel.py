@@ -58,7 +58,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Which bounds one attempt too: a busy host needs more than an instant to take a connection.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # The connection is this channel's own, so that closing or cutting one session's leaves the others alone.
     ("grpc.use_local_subchannel_pool", 1),

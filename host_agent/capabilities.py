@@ -20,6 +20,7 @@ _ALWAYS: Final = (
     "set-cpuid",
     "tasks",
     "vcpu-state",
+    "watch",
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from fpstated.config.setting import Setting, Table, number, switch, text, texts
 from fpstated.config.show import print_config
 from fpstated.config.sources import ConfigError, Settings, read_settings
-from fpstated.config.tables import CONTROLLER, HOST, TABLES
+from fpstated.config.tables import CONTROLLER, CTL, HOST, TABLES
 from fpstated.host_config import host_run
 from host_agent.decision_rules import DEFAULT_ACTIONS
 from host_agent.exits import DecisionKind
@@ -285,4 +285,4 @@ def test_a_host_can_be_told_what_to_do_where_nobody_decides(tmp_path: Path, acti
 
 def test_the_tables_have_the_sections_of_the_file() -> None:
     """One per command."""
-    assert [table.name for table in (HOST, CONTROLLER)] == [table.name for table in TABLES]
+    assert [table.name for table in (HOST, CONTROLLER, CTL)] == [table.name for table in TABLES]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import sqlite3
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,3 +101,27 @@ def test_help_says_when_it_may_be_used() -> None:
     assert "while the host runs" in run("--help").stdout
     for command in ("verify", "dump", "replay", "backup", "restore"):
         assert run(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["verify"], ["replay"], ["backup", "TARGET"], ["restore", "TARGET"]])
+def test_long_work_shows_how_far_it_is(directory: Path, tmp_path: Path, command: list[str]) -> None:
+    """On a terminal, and there alone; when it is done the bar is gone, and standard output is what it always is."""
+    name, *target = command
+    line = [sys.executable, "-m", "fpstated", "journal", name, str(directory)]
+    parent, child = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    watched = [*line, *(str(tmp_path / "watched") for _ in target)]
+    with subprocess.Popen(watched, stdout=subprocess.PIPE, stderr=child, env=environment, text=True) as process:
+        os.close(child)
+        shown = b""
+        with suppress(OSError):  # EIO: the other side has closed it
+            while data := os.read(parent, 65536):
+                shown += data
+        os.close(parent)
+        said = process.communicate()[0]
+    assert process.returncode == 0
+    assert b"replay" in shown
+    assert b"13/13" in shown
+    piped = [*line, *(str(tmp_path / "piped") for _ in target)]
+    done = subprocess.run(piped, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (said.replace(str(tmp_path / "watched"), str(tmp_path / "piped")), "")

@@ -36,7 +36,7 @@ CONTRACT = {
         "GetXsave", "SetXsave", "GetXcrs", "SetXcrs", "GetMsrs", "SetMsrs",
     },
     "fpstate.v1.GuestSessionService": {
-        "OpenSession", "KeepAlive", "CloseSession", "Attach", "SubmitEvents", "WaitOutcome",
+        "OpenSession", "KeepAlive", "CloseSession", "Attach", "SubmitEvents", "WaitOutcome", "ListSessions",
     },
     "fpstate.v1.ExitService": {
         "AcquireControl", "RenewControl", "ReleaseControl", "WatchExits", "ListExits", "GetExit", "ResolveExit",

@@ -47,6 +47,7 @@ _NO_CREDIT: Final = "host_agent.service.batches._no_credit"
 #: What comes in through a future or a queue, and is named where somebody else's command is applied.
 _FROM_ELSEWHERE: Final = {
     "Attach": ("HOST_DRAINING", "SESSION_EXPIRED"),
+    "Watch": ("HOST_DRAINING",),
     "WatchExits": ("HOST_DRAINING",),
     "SubmitEvents": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
     "WaitOutcome": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),

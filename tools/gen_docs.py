@@ -19,6 +19,7 @@ from fpstated.config.show import settings_tables
 from host_agent.decision_rules import decisions_table, refusals_table
 from host_agent.service.access.matrix import matrix_table
 from host_agent.service.metrics import metrics_table
+from tools.ctl_table import ctl_table
 from tools.error_table import calls_table, common_table, reasons_table
 from vmm_controller.metrics import metrics_table as controller_metrics_table
 
@@ -30,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "access-matrix": matrix_table,
     "controller-metrics": controller_metrics_table,
     "decisions": decisions_table,
+    "ctl-commands": ctl_table,
     "error-calls": calls_table,
     "error-common": common_table,
     "error-reasons": reasons_table,

@@ -22,7 +22,7 @@ from vmm_controller.timeline import Event, OnEvent
 #: gRPC by itself waits up to two minutes between tries to connect; the loop's own backoff is to be the longer one.
 CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # which bounds one attempt too
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 

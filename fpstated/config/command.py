@@ -15,6 +15,25 @@ from fpstated.config.setting import Setting, Table
 Run = Callable[[dict[str, object], Path | None, bool], None]
 
 
+#: The same, for a command that has others below it: with typer's context, where it leaves what they need.
+RunAbove = Callable[[typer.Context, dict[str, object], Path | None, bool], None]
+
+
+def settings_callback(table: Table, run: RunAbove, description: str) -> Callable[..., None]:
+    """Return what typer takes as the callback of a group of commands, with the parameters of ``settings_command``."""
+
+    def with_context(ctx: typer.Context, **given: Any) -> None:  # noqa: ANN401 -- what typer hands over
+        settings_command(table, lambda *read: run(ctx, *read), description)(**given)
+
+    made = settings_command(table, lambda *_read: None, description)
+    ctx = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [ctx, *inspect.signature(made).parameters.values()]
+    with_context.__doc__ = description
+    with_context.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_context.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_context
+
+
 def settings_command(table: Table, run: Run, description: str) -> Callable[..., None]:
     """Return what typer takes as a command: a function with one parameter per setting, and --config, --print-config."""
     parameters = [

@@ -1,4 +1,4 @@
-"""The tables: every setting of `fpstated host` and of `fpstated controller`, said once."""
+"""The tables: every setting of `fpstated host`, of `fpstated controller` and of `fpstated ctl`, said once."""
 
 from __future__ import annotations
 
@@ -249,5 +249,31 @@ CONTROLLER: Final = Table(
     ),
 )
 
+CTL: Final = Table(
+    "ctl",
+    (
+        Setting(
+            key="address",
+            kind=text("ADDRESS"),
+            default="",
+            default_text="the user's socket",
+            help="The host: unix:PATH or HOST:PORT.",
+        ),
+        *_TLS,
+        Setting(
+            key="timeout",
+            kind=number(0.1, 86_400, unit="seconds"),
+            default=30.0,
+            help="Seconds that one call may take; a watch and an image may take longer.",
+        ),
+        Setting(
+            key="name",
+            kind=text(),
+            default="fpstated-ctl",
+            help="The name under which `resolve` takes control and decides.",
+        ),
+    ),
+)
+
 #: Every section that a file may have.
-TABLES: Final = (HOST, CONTROLLER)
+TABLES: Final = (HOST, CONTROLLER, CTL)

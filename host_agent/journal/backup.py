@@ -9,7 +9,7 @@ from typing import Final
 
 from host_agent.journal.directory import DirectoryLock, make_directory, sync_directory
 from host_agent.journal.errors import DirectoryInUseError, JournalError
-from host_agent.journal.recovery import Recovered, recover
+from host_agent.journal.recovery import Heard, Recovered, recover, unheard
 from host_agent.journal.snapshot import snapshots
 from host_agent.journal.store import Store
 from host_agent.state import HostConfig
@@ -17,7 +17,7 @@ from host_agent.state import HostConfig
 _TRIES: Final = 3
 
 
-def back_up(directory: Path, target: Path) -> Recovered:
+def back_up(directory: Path, target: Path, *, heard: Heard = unheard) -> Recovered:
     """Copy a directory while its host goes on, and prove the copy by recovering from it; returns what it leads to.
 
     The copy is of one moment: everything acknowledged before the call is in it. Raises ``JournalError``, ``OSError``.
@@ -25,7 +25,7 @@ def back_up(directory: Path, target: Path) -> Recovered:
     _check_empty(target)
     for left in reversed(range(_TRIES)):
         try:
-            return _copy(directory, target)
+            return _copy(directory, target, heard)
         except JournalError:
             if not left:
                 raise
@@ -33,15 +33,15 @@ def back_up(directory: Path, target: Path) -> Recovered:
     raise AssertionError("the loop returns or raises")
 
 
-def restore(backup: Path, directory: Path) -> Recovered:
+def restore(backup: Path, directory: Path, *, heard: Heard = unheard) -> Recovered:
     """Copy a backup to where a host shall go on with it. Never over something that is there.
 
     What the host did after the backup is lost, so what comes now is another history, under another boot id.
     """
     _check_empty(directory)
     with Store(backup, write=False) as store:
-        recover(store, HostConfig())  # before anything is made
-    recovered = _copy(backup, directory)
+        recover(store, HostConfig(), heard=heard)  # before anything is made
+    recovered = _copy(backup, directory, heard)
     with Store(directory, write=True) as store:
         store.branch()
     return recovered
@@ -52,7 +52,7 @@ def _check_empty(target: Path) -> None:
         raise DirectoryInUseError(f"{target} is not empty: name a directory that is, or that does not exist")
 
 
-def _copy(source: Path, target: Path) -> Recovered:
+def _copy(source: Path, target: Path, heard: Heard) -> Recovered:
     """Snapshots first: the records that they need are kept as long as they are."""
     with Store(source, write=False) as store:
         make_directory(target)
@@ -62,7 +62,7 @@ def _copy(source: Path, target: Path) -> Recovered:
                 _copy_synced(path, target)
             with Store(target, write=True) as copy:
                 copy.take(store)
-                recovered = recover(copy, HostConfig())
+                recovered = recover(copy, HostConfig(), heard=heard)
             sync_directory(target)
         finally:
             lock.release()

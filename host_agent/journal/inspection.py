@@ -11,7 +11,7 @@ from host_agent.commands import Command
 from host_agent.journal.directory import DirectoryLock
 from host_agent.journal.errors import DamagedError, JournalError, ReplayMismatchError
 from host_agent.journal.outcome import outcome_text
-from host_agent.journal.recovery import check_tail, read_chain, read_command, recover
+from host_agent.journal.recovery import Heard, check_tail, read_chain, read_command, recover, told, unheard
 from host_agent.journal.snapshot import SnapshotError, load_snapshot, snapshots
 from host_agent.journal.store import Store
 from host_agent.state import HostConfig
@@ -42,12 +42,12 @@ class Entry:
     outcome: str
 
 
-def verify(directory: Path, *, replay: bool = True) -> Report:
+def verify(directory: Path, *, replay: bool = True, heard: Heard = unheard) -> Report:
     """Check the file, the chain of the records, each snapshot, and that the end can be reached."""
     report = Report()
     try:
         with Store(directory, write=False) as store, store.reading():
-            _verify(store, report, replay=replay)
+            _verify(store, report, heard, replay=replay)
     except ReplayMismatchError as error:
         report.problems.append(f"{error}\n{error.details}")
     except JournalError as error:
@@ -55,12 +55,12 @@ def verify(directory: Path, *, replay: bool = True) -> Report:
     return report
 
 
-def _verify(store: Store, report: Report, *, replay: bool) -> None:
+def _verify(store: Store, report: Report, heard: Heard, *, replay: bool) -> None:
     complaints = store.integrity()
     if complaints != "ok":
         report.problems.append(f"{store.path}: {complaints}")
     crcs = dict([store.base()])
-    for n, record in read_chain(store.bodies(0), *store.base()):
+    for n, record in read_chain(told(store.bodies(0), "check", store.last(), heard), *store.base()):
         report.first = report.first or n
         report.last, report.revision = n, record.revision
         crcs[n] = record.crc
@@ -74,7 +74,7 @@ def _verify(store: Store, report: Report, *, replay: bool) -> None:
         except (SnapshotError, OSError) as error:
             report.problems.append(str(error))
     if replay:
-        report.digest = recover(store, HostConfig()).machine.digest()
+        report.digest = recover(store, HostConfig(), heard=heard).machine.digest()
 
 
 def truncate(directory: Path, after: int) -> int:

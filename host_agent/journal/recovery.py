@@ -8,7 +8,7 @@ record's number; nothing is skipped, cut off or guessed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,24 @@ _RESTORE: Final = "restore a backup (fpstated journal restore BACKUP DIR)"
 _REPAIR: Final = "restore a backup, or cut it off: fpstated journal verify DIR --truncate-after {last}"
 
 
+#: Hears how far long work is: what is being done, the number of a record, and that of the last one.
+Heard = Callable[[str, int, int], None]
+#: Records between two words to it.
+_EVERY: Final = 256
+
+
+def unheard(_what: str, _n: int, _last: int) -> None:
+    """Nobody wants to know."""
+
+
+def told(bodies: Iterable[tuple[int, bytes]], what: str, last: int, heard: Heard) -> Iterator[tuple[int, bytes]]:
+    """The same records, and a word now and then about how far they are."""
+    for n, body in bodies:
+        if n % _EVERY == 0 or n == last:
+            heard(what, n, last)
+        yield n, body
+
+
 @dataclass(slots=True)
 class Recovered:
     """A machine and the place in the journal where it stands: the last record's number and CRC.
@@ -43,7 +61,7 @@ class Recovered:
     events: int = 0
 
 
-def recover(store: Store, config: HostConfig, *, through: int | None = None) -> Recovered:
+def recover(store: Store, config: HostConfig, *, through: int | None = None, heard: Heard = unheard) -> Recovered:
     """Bring the machine of a directory back; a new one of ``config`` where nothing was ever recorded.
 
     ``through`` stops after a record of the past; None goes to the end.
@@ -53,7 +71,8 @@ def recover(store: Store, config: HostConfig, *, through: int | None = None) -> 
         ReplayMismatchError: a record is whole and led to something else.
     """
     start = _start(store, config, through)
-    recovered = replay_records(start, store.bodies(start.n, through=through))
+    last = store.last() if through is None else through
+    recovered = replay_records(start, told(store.bodies(start.n, through=through), "replay", last, heard))
     if through is None:
         check_tail(store, recovered.n, recovered.crc)
     return recovered

@@ -33,6 +33,7 @@ from host_agent.service.errors import Failure, failure_of
 from host_agent.service.exit_watch import ExitNews, ExitWatchers
 from host_agent.service.outcome_waits import OutcomeWaits
 from host_agent.service.translate.exit import exit_to_proto
+from host_agent.service.watch.history import Before, History
 from host_agent.state import HostConfig, HostState, VcpuSide
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class HostAgent:
         self.outcomes = OutcomeWaits()
         self.attachments = Attachments()
         self.exit_watchers = ExitWatchers()
+        #: What changed lately, while somebody wants to know.
+        self.history = History(self.state, self.clock)
         #: Who hears of every command that was applied, with what it made known: metrics and the log.
         self.listeners: list[Listener] = []
         self._timer: Timer | None = None
@@ -107,12 +110,13 @@ class HostAgent:
         be written down, and then the command was not applied.
         """
         self.journal.admit()
+        before = self.history.before(command, self.now_ns()) if self.history.on else None
         try:
             reply = self._applied(command)
             if then is not None:
                 then(reply)
         finally:
-            self._after(command)
+            self._after(command, before)
         return reply
 
     def _applied(self, command: Command) -> Any:  # noqa: ANN401
@@ -146,8 +150,10 @@ class HostAgent:
 
     # -- what a command makes known ------------------------------------------------------------------------------------
 
-    def _after(self, command: Command) -> None:
+    def _after(self, command: Command, before: Before | None) -> None:
         effects = self.machine.take_effects()
+        if before is not None:
+            self.history.after(before, effects)
         for effect in effects:
             self._deliver(effect)
         self._deliver_exits(effects)
@@ -226,6 +232,7 @@ class HostAgent:
         self.outcomes.finish(failure)
         self.attachments.abandon(failure)
         self.exit_watchers.finish(failure)
+        self.history.roll_back(failure)
         for listener in self.listeners:
             listener.rolled_back()
 

@@ -77,7 +77,8 @@ class Drain:
             self._task.cancel()
 
     async def _end_streams(self) -> None:
-        attachments, waits, watchers = self._agent.attachments, self._agent.outcomes, self._agent.exit_watchers
+        attachments, waits = self._agent.attachments, self._agent.outcomes
+        watchers, history = self._agent.exit_watchers, self._agent.history
         with suppress(TimeoutError):
             async with self._grace:
                 await attachments.empty.wait()
@@ -85,9 +86,11 @@ class Drain:
         attachments.finish(host_gone())
         waits.finish(host_gone())
         watchers.finish(host_gone())
+        history.finish(host_gone())
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORD_S):
                 await attachments.empty.wait()
                 await watchers.empty.wait()
-        if attachments.empty.is_set() and watchers.empty.is_set():
+                await history.empty.wait()
+        if attachments.empty.is_set() and watchers.empty.is_set() and history.empty.is_set():
             self.state = DrainState.DRAINED

@@ -120,6 +120,7 @@ class ExitService(exit_pb2_grpc.ExitServiceServicer):
         wanted = _states(request)
         records = (record for record in self._records(vm) if not wanted or EXIT_STATES[record.state] in wanted)
         exits, token = page(records, _age, size=request.page_size, token=request.page_token)
+        self._agent.history.wanted()
         state = self._agent.state
         return exit_pb2.ListExitsResponse(
             header=header(state), exits=[self._now(record) for record in exits], next_page_token=token

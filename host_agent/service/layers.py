@@ -1,6 +1,7 @@
 """The layers around every call, and their order: the one place where both are said.
 
-    Trace      outermost, so that whatever the others log has the call's trace
+    Patience   outermost, where messages wait for a client that does not read
+    Trace      around the rest, so that whatever the others log has the call's trace
     Metrics    counts with the code that the caller gets
     Error      what the inner ones raise becomes one google.rpc.Status
     Release    what comes out waits until what it may know of is durable: answers, messages, refusals of the inner ones

@@ -18,6 +18,17 @@ OUTCOMES_PER_MESSAGE_MAX: Final = 1024
 OUTBOX_MAX: Final = 65_536
 #: Changes that may wait to be written on one WatchExits stream before the watcher is given up and has to list again.
 WATCH_QUEUE_MAX: Final = 1024
+#: What Watch remembers for those who come back or read slowly: changes, and bytes of their resources.
+HISTORY_MAX: Final = 16_384
+HISTORY_BYTES_MAX: Final = 16 * 1024 * 1024
+#: How long changes are kept after the last list or watch, in nanoseconds: whoever lists may watch from there.
+HISTORY_KEPT_NS: Final = 60_000_000_000
+WATCH_FILTERS_MAX: Final = 64
+#: The bounds of what a watcher may wish for, in seconds.
+BOOKMARK_INTERVAL_MIN_S: Final = 0.1
+BOOKMARK_INTERVAL_MAX_S: Final = 3600.0
+#: A stream whose client takes no message for so long, in seconds, is cancelled.
+PATIENCE_S: Final = 60.0
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 #: The reason of a decision, in characters: so many are kept for as long as the audit keeps the decision.

@@ -63,10 +63,11 @@ from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
 from host_agent.service.layers import LayerStack
 from host_agent.service.limit_layer import LimitLayer
-from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
+from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX, PATIENCE_S
 from host_agent.service.metrics import HostMetrics
 from host_agent.service.migration_service import MigrationService
 from host_agent.service.options import ServerOptions
+from host_agent.service.patience import PatienceLayer
 from host_agent.service.release import ReleaseLayer
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.stream_age import StreamAge
@@ -75,6 +76,7 @@ from host_agent.service.trace_layer import TraceLayer
 from host_agent.service.unbuilt import UnbuiltInterceptor
 from host_agent.service.vcpu_service import VcpuService
 from host_agent.service.vm_service import VmService
+from host_agent.service.watch_service import WatchService
 from host_agent.state import HostConfig
 
 _log = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class HostServer:
         tracer: CoreTracer | None = None,
         call_deadline_s: float = CALL_DEADLINE_S,
         bookmark_interval_s: float = BOOKMARK_INTERVAL_S,
+        patience_s: float = PATIENCE_S,
         journal: JournalOptions | None = None,
     ) -> None:
         """Read the address, the certificates, and what is in the state directory; nothing listens yet.
@@ -125,8 +128,9 @@ class HostServer:
         Raises ``AddressError``, ``CredentialsError``, ``JournalError`` and ``OSError``.
 
         ``options`` is who may talk to the host, and how much; ``call_deadline_s`` is the deadline of a unary call that
-        comes without one; ``bookmark_interval_s`` is how long a watcher goes without news; ``tracer`` hears every
-        hardware operation. Without ``journal`` everything is in memory; with it the host goes on with what is in there.
+        comes without one; ``bookmark_interval_s`` is how long a watcher goes without news; ``patience_s`` is how long a
+        stream waits for its client to take a message; ``tracer`` hears every hardware operation. Without ``journal``
+        everything is in memory; with it the host goes on with what is in there.
         """
         self._options = options or ServerOptions()
         self._listen = parse_address(
@@ -150,6 +154,7 @@ class HostServer:
         self.address = self._listen.target
         self._call_deadline_s = call_deadline_s
         self._bookmark_interval_s = bookmark_interval_s
+        self._patience_s = patience_s
         self._is_bound = False
         self._server: grpc.aio.Server | None = None
         self._drain: Drain | None = None
@@ -195,6 +200,7 @@ class HostServer:
         """In the order of ``layers.py``, outermost first."""
         local = local_principal(self._options.socket_identity)
         return LayerStack(
+            PatienceLayer(self._patience_s),
             TraceLayer(),
             self.metrics.layer,
             ErrorInterceptor(self._call_deadline_s),
@@ -223,6 +229,7 @@ class HostServer:
         host_service = HostService(agent, drain, call_deadline_s=self._call_deadline_s)
         age = StreamAge(agent.clock, self._options.stream_max_age_s)
         exit_service = ExitService(agent, age, bookmark_interval_s=self._bookmark_interval_s)
+        watch_service = WatchService(agent, bookmark_interval_s=self._bookmark_interval_s)
         host_pb2_grpc.add_HostServiceServicer_to_server(host_service, server)
         vm_pb2_grpc.add_VmServiceServicer_to_server(VmService(agent), server)
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(agent), server)
@@ -231,7 +238,7 @@ class HostServer:
         exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
         fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent), server)
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)
-        watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_pb2_grpc.WatchServiceServicer(), server)
+        watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_service, server)
         await self._add_health(healths, server)
         if self._options.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -239,13 +246,11 @@ class HostServer:
         return healths
 
     async def _add_health(self, healths: health.aio.HealthServicer, server: grpc.aio.Server) -> None:
-        """Each service has its own status; those of which no call is built, or which are off, do not serve."""
-        unbuilt = {"fpstate.v1.WatchService"}
-        if not self.agent.state.config.faults:
-            unbuilt.add("fpstate.fault.v1.FaultService")
+        """Each service has its own status; one that is off does not serve."""
+        off = set() if self.agent.state.config.faults else {"fpstate.fault.v1.FaultService"}
         status = health_pb2.HealthCheckResponse
         for name in SERVICES:
-            await healths.set(name, status.NOT_SERVING if name in unbuilt else status.SERVING)
+            await healths.set(name, status.NOT_SERVING if name in off else status.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
 
     def _bind(self, server: grpc.aio.Server) -> None:

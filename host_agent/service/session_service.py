@@ -17,6 +17,7 @@ from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.layers import Context
 from host_agent.service.limits import LEASE_MIN_NS
+from host_agent.service.paging import page
 from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.batch import batch_from_proto
 from host_agent.service.translate.fields import (
@@ -27,8 +28,10 @@ from host_agent.service.translate.fields import (
     session_name,
     text,
     vcpu_name,
+    vm_name,
 )
 from host_agent.service.translate.outcome import outcome_to_proto, resume_to_proto
+from host_agent.service.translate.session import session_to_proto
 from host_agent.sessions import Opened, find_outcome
 from host_agent.state import HostState
 
@@ -145,6 +148,25 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
             finally:
                 wait.cancel()
         return session_pb2.WaitOutcomeResponse(header=header(state), outcome=outcome_to_proto(outcome))
+
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        """List the sessions that are alive, by name."""
+        state = self._agent.state
+        below = f"{vm_name('vm', request.vm)}/" if request.vm else ""
+        wanted = (
+            session
+            for session in state.sessions.values()
+            if not below or any(vcpu.startswith(below) for vcpu in session.vcpus)
+        )
+        sessions, token = page(
+            wanted, lambda session: (session.name,), size=request.page_size, token=request.page_token
+        )
+        self._agent.history.wanted()
+        return session_pb2.ListSessionsResponse(
+            header=header(state), sessions=[session_to_proto(each) for each in sessions], next_page_token=token
+        )
 
     def _renew(self, session: str, epoch: int) -> int:
         """Every message of a session renews its lease; returns it in nanoseconds."""

@@ -143,6 +143,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         tasks, token = page(
             vm.tasks.values(), lambda task: (task.id,), size=request.page_size, token=request.page_token
         )
+        self._agent.history.wanted()
         return task_pb2.ListTasksResponse(
             header=header(state), tasks=[task_to_proto(state, vm, task) for task in tasks], next_page_token=token
         )

@@ -60,6 +60,7 @@ class VcpuService(vcpu_pb2_grpc.VcpuServiceServicer):
         vcpus, token = page(
             vm.kvm.vcpus.values(), lambda vcpu: (vcpu.index,), size=request.page_size, token=request.page_token
         )
+        self._agent.history.wanted()
         return vcpu_pb2.ListVcpusResponse(
             header=header(state), vcpus=[vcpu_to_proto(state, vcpu) for vcpu in vcpus], next_page_token=token
         )

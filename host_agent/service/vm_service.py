@@ -46,6 +46,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         """List VMs by name."""
         state = self._agent.state
         vms, token = page(state.vms.values(), lambda vm: (vm.name,), size=request.page_size, token=request.page_token)
+        self._agent.history.wanted()
         return vm_pb2.ListVmsResponse(header=header(state), vms=[vm_to_proto(vm) for vm in vms], next_page_token=token)
 
     async def UpdateVm(self, request: vm_pb2.UpdateVmRequest, context: Context) -> vm_pb2.UpdateVmResponse:

@@ -29,6 +29,8 @@ def request_for(path: str, vm: str) -> Message:
         _set(request, field, value)
     if "hello" in request.DESCRIPTOR.fields_by_name:
         request.hello.session = "sessions/none"  # type: ignore[attr-defined]
+    if "filters" in request.DESCRIPTOR.fields_by_name:
+        request.filters.add(parent=vm)  # type: ignore[attr-defined]
     if path.endswith("/Evaluate"):
         request.scope.vm = vm  # type: ignore[attr-defined]
     return request

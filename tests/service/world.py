@@ -21,6 +21,7 @@ from fpstate.v1 import (
     vcpu_pb2_grpc,
     vm_pb2,
     vm_pb2_grpc,
+    watch_pb2_grpc,
 )
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -48,6 +49,7 @@ class World:
         self.tasks = task_pb2_grpc.TaskServiceStub(channel)
         self.sessions = session_pb2_grpc.GuestSessionServiceStub(channel)
         self.exits = exit_pb2_grpc.ExitServiceStub(channel)
+        self.watches = watch_pb2_grpc.WatchServiceStub(channel)
         self.faults = fault_pb2_grpc.FaultServiceStub(channel)
 
     async def vm(self, vm_id: str = "a", *, vcpus: int = 1, permit: bool = True, **fields: Any) -> str:  # noqa: ANN401

@@ -71,6 +71,7 @@ fpstate.v1.GuestSessionService
   Attach                         own   -          yes      -
   SubmitEvents                   own   -          yes      -
   WaitOutcome                    own   -          yes      -
+  ListSessions                   -     -          yes      -
 fpstate.v1.ExitService
   AcquireControl                 -     yes        yes      -
   RenewControl                   -     yes        yes      -
@@ -89,7 +90,7 @@ fpstate.v1.MigrationService
   CommitMigration                -     yes        yes      -
   AbortMigration                 -     yes        yes      -
 fpstate.v1.WatchService
-  Watch                          -     yes        yes      yes
+  Watch                          own   yes        yes      yes
 fpstate.fault.v1.FaultService
   ArmFault                       -     -          yes      yes
   DisarmFault                    -     -          yes      yes

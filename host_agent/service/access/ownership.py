@@ -21,6 +21,8 @@ RESOURCE_FIELDS: Final = ("name", "parent", "vm", "vcpu", "vcpus", "task", "sess
 _VM_ID: Final = "vm_id"
 #: The messages inside requests that name resources.
 _INNER: Final = ("hello", "scope")
+#: The lists of messages that narrow a request to resources: each has to name one, or it would let everything through.
+_LISTS: Final = ("filters",)
 
 
 def check_own(state: HostState, principal: Principal, method: str, request: Message) -> None:
@@ -48,6 +50,9 @@ def resources(request: Message) -> Iterator[str]:
     for field in _INNER:
         if field in fields and fields[field].message_type is not None and request.HasField(field):
             yield from resources(getattr(request, field))
+    for field in (name for name in _LISTS if name in fields):
+        for inner in getattr(request, field):
+            yield from tuple(resources(inner)) or ("",)
 
 
 def _owns(state: HostState, principal: Principal, name: str) -> bool:

@@ -253,6 +253,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The host could not write its journal, and stops: what it would answer might not survive. Ask again when it is back.
     Code: UNAVAILABLE, with RetryInfo. Metadata: none.
     """
+    ERROR_REASON_HISTORY_CHANGED: _ErrorReason.ValueType  # 149
+    """The revision to watch from is of another history than the host's: it could not recover its predecessor's state, or
+    went on from a backup. List again.
+    Code: OUT_OF_RANGE. Metadata: bootId (the caller's), currentBootId.
+    """
     ERROR_REASON_FAULTS_NOT_ENABLED: _ErrorReason.ValueType  # 160
     """The host was not started with faults enabled.
     Code: FAILED_PRECONDITION. Metadata: none.
@@ -528,6 +533,11 @@ Code: RESOURCE_EXHAUSTED, with RetryInfo. Metadata: none.
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 144
 """The host could not write its journal, and stops: what it would answer might not survive. Ask again when it is back.
 Code: UNAVAILABLE, with RetryInfo. Metadata: none.
+"""
+ERROR_REASON_HISTORY_CHANGED: ErrorReason.ValueType  # 149
+"""The revision to watch from is of another history than the host's: it could not recover its predecessor's state, or
+went on from a backup. List again.
+Code: OUT_OF_RANGE. Metadata: bootId (the caller's), currentBootId.
 """
 ERROR_REASON_FAULTS_NOT_ENABLED: ErrorReason.ValueType  # 160
 """The host was not started with faults enabled.

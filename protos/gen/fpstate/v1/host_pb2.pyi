@@ -340,6 +340,38 @@ class HostSettings(_message.Message):
 Global___HostSettings: _TypeAlias = HostSettings  # noqa: Y015
 
 @_typing.final
+class Host(_message.Message):
+    """What Watch shows of the host itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    DRAIN_STATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the host, as in ResponseHeader.host."""
+    drain_state: Global___DrainState.ValueType
+    """Whether it is going away: SERVING or DRAINING."""
+    @_builtins.property
+    def settings(self) -> Global___HostSettings:
+        """Its settings."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: Global___HostSettings | None = ...,
+        drain_state: Global___DrainState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_state", b"drain_state", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
 class UpdateHostRequest(_message.Message):
     """Request of UpdateHost."""
 

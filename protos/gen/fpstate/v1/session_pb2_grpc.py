@@ -69,6 +69,11 @@ class GuestSessionServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_session__pb2.WaitOutcomeRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_session__pb2.WaitOutcomeResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/fpstate.v1.GuestSessionService/ListSessions',
+                request_serializer=fpstate_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class GuestSessionServiceServicer(object):
@@ -125,6 +130,13 @@ class GuestSessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """Lists the sessions that are alive, ordered by name. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestSessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +169,11 @@ def add_GuestSessionServiceServicer_to_server(servicer, server):
                     servicer.WaitOutcome,
                     request_deserializer=fpstate_dot_v1_dot_session__pb2.WaitOutcomeRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_session__pb2.WaitOutcomeResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=fpstate_dot_v1_dot_session__pb2.ListSessionsRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_session__pb2.ListSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -326,6 +343,33 @@ class GuestSessionService(object):
             '/fpstate.v1.GuestSessionService/WaitOutcome',
             fpstate_dot_v1_dot_session__pb2.WaitOutcomeRequest.SerializeToString,
             fpstate_dot_v1_dot_session__pb2.WaitOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.GuestSessionService/ListSessions',
+            fpstate_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+            fpstate_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class GuestSessionServiceStub:
     """
     WaitOutcome: _grpc.UnaryUnaryMultiCallable[_session_pb2.WaitOutcomeRequest, _session_pb2.WaitOutcomeResponse]
     """Waits for the final outcome of one event that was submitted, until the call's deadline."""
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
+    """Lists the sessions that are alive, ordered by name. For operators."""
 
 @_typing.type_check_only
 class GuestSessionServiceAsyncStub(GuestSessionServiceStub):
@@ -87,6 +89,8 @@ class GuestSessionServiceAsyncStub(GuestSessionServiceStub):
     """
     WaitOutcome: _aio.UnaryUnaryMultiCallable[_session_pb2.WaitOutcomeRequest, _session_pb2.WaitOutcomeResponse]  # type: ignore[assignment]
     """Waits for the final outcome of one event that was submitted, until the call's deadline."""
+    ListSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """Lists the sessions that are alive, ordered by name. For operators."""
 
 class GuestSessionServiceServicer:
     """Sessions of guest agents. A session owns several vCPUs, each of which belongs to at most one session.
@@ -144,5 +148,12 @@ class GuestSessionServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.WaitOutcomeResponse, _abc.Awaitable[_session_pb2.WaitOutcomeResponse]]:
         """Waits for the final outcome of one event that was submitted, until the call's deadline."""
+
+    def ListSessions(
+        self,
+        request: _session_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ListSessionsResponse, _abc.Awaitable[_session_pb2.ListSessionsResponse]]:
+        """Lists the sessions that are alive, ordered by name. For operators."""
 
 def add_GuestSessionServiceServicer_to_server(servicer: GuestSessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from fpstate.v1 import common_pb2 as fpstate_dot_v1_dot_common__pb2
 from fpstate.v1 import exit_pb2 as fpstate_dot_v1_dot_exit__pb2
+from fpstate.v1 import host_pb2 as fpstate_dot_v1_dot_host__pb2
 from fpstate.v1 import migration_pb2 as fpstate_dot_v1_dot_migration__pb2
 from fpstate.v1 import session_pb2 as fpstate_dot_v1_dot_session__pb2
 from fpstate.v1 import task_pb2 as fpstate_dot_v1_dot_task__pb2
@@ -32,7 +33,7 @@ from fpstate.v1 import vm_pb2 as fpstate_dot_v1_dot_vm__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66pstate/v1/watch.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x15\x66pstate/v1/exit.proto\x1a\x1a\x66pstate/v1/migration.proto\x1a\x18\x66pstate/v1/session.proto\x1a\x15\x66pstate/v1/task.proto\x1a\x15\x66pstate/v1/vcpu.proto\x1a\x13\x66pstate/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9c\x01\n\x0cWatchRequest\x12\x1a\n\rfrom_revision\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12(\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x17.fpstate.v1.WatchFilter\x12\x34\n\x11\x62ookmark_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\n\x0e_from_revision\"F\n\x0bWatchFilter\x12\'\n\x05kinds\x18\x01 \x03(\x0e\x32\x18.fpstate.v1.ResourceKind\x12\x0e\n\x06parent\x18\x02 \x01(\t\"\xc8\x01\n\rWatchResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12,\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1a.fpstate.v1.ResourceChangeH\x00\x12(\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x14.fpstate.v1.BookmarkH\x00\x12*\n\tcompacted\x18\x04 \x01(\x0b\x32\x15.fpstate.v1.CompactedH\x00\x42\x07\n\x05\x65vent\"\xc7\x02\n\x0eResourceChange\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.fpstate.v1.ChangeKind\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0b\n\x03uid\x18\x04 \x01(\t\x12\x1c\n\x02vm\x18\x05 \x01(\x0b\x32\x0e.fpstate.v1.VmH\x00\x12 \n\x04vcpu\x18\x06 \x01(\x0b\x32\x10.fpstate.v1.VcpuH\x00\x12 \n\x04task\x18\x07 \x01(\x0b\x32\x10.fpstate.v1.TaskH\x00\x12&\n\x07session\x18\x08 \x01(\x0b\x32\x13.fpstate.v1.SessionH\x00\x12 \n\x04\x65xit\x18\t \x01(\x0b\x32\x10.fpstate.v1.ExitH\x00\x12*\n\tmigration\x18\n \x01(\x0b\x32\x15.fpstate.v1.MigrationH\x00\x42\n\n\x08resource\"%\n\tCompacted\x12\x18\n\x10\x63ompact_revision\x18\x01 \x01(\x04*\xc3\x01\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RESOURCE_KIND_VM\x10\x01\x12\x16\n\x12RESOURCE_KIND_VCPU\x10\x02\x12\x16\n\x12RESOURCE_KIND_TASK\x10\x03\x12\x19\n\x15RESOURCE_KIND_SESSION\x10\x04\x12\x16\n\x12RESOURCE_KIND_EXIT\x10\x05\x12\x1b\n\x17RESOURCE_KIND_MIGRATION\x10\x06*t\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_CREATED\x10\x01\x12\x17\n\x13\x43HANGE_KIND_UPDATED\x10\x02\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x03\x32N\n\x0cWatchService\x12>\n\x05Watch\x12\x18.fpstate.v1.WatchRequest\x1a\x19.fpstate.v1.WatchResponse0\x01\x42r\n\x0e\x64\x65v.fpstate.v1B\nWatchProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66pstate/v1/watch.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x15\x66pstate/v1/exit.proto\x1a\x15\x66pstate/v1/host.proto\x1a\x1a\x66pstate/v1/migration.proto\x1a\x18\x66pstate/v1/session.proto\x1a\x15\x66pstate/v1/task.proto\x1a\x15\x66pstate/v1/vcpu.proto\x1a\x13\x66pstate/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\"\xad\x01\n\x0cWatchRequest\x12\x1a\n\rfrom_revision\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12(\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x17.fpstate.v1.WatchFilter\x12\x34\n\x11\x62ookmark_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\tB\x10\n\x0e_from_revision\"F\n\x0bWatchFilter\x12\'\n\x05kinds\x18\x01 \x03(\x0e\x32\x18.fpstate.v1.ResourceKind\x12\x0e\n\x06parent\x18\x02 \x01(\t\"\xc8\x01\n\rWatchResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12,\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1a.fpstate.v1.ResourceChangeH\x00\x12(\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x14.fpstate.v1.BookmarkH\x00\x12*\n\tcompacted\x18\x04 \x01(\x0b\x32\x15.fpstate.v1.CompactedH\x00\x42\x07\n\x05\x65vent\"\xe9\x02\n\x0eResourceChange\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.fpstate.v1.ChangeKind\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0b\n\x03uid\x18\x04 \x01(\t\x12\x1c\n\x02vm\x18\x05 \x01(\x0b\x32\x0e.fpstate.v1.VmH\x00\x12 \n\x04vcpu\x18\x06 \x01(\x0b\x32\x10.fpstate.v1.VcpuH\x00\x12 \n\x04task\x18\x07 \x01(\x0b\x32\x10.fpstate.v1.TaskH\x00\x12&\n\x07session\x18\x08 \x01(\x0b\x32\x13.fpstate.v1.SessionH\x00\x12 \n\x04\x65xit\x18\t \x01(\x0b\x32\x10.fpstate.v1.ExitH\x00\x12*\n\tmigration\x18\n \x01(\x0b\x32\x15.fpstate.v1.MigrationH\x00\x12 \n\x04host\x18\x0b \x01(\x0b\x32\x10.fpstate.v1.HostH\x00\x42\n\n\x08resource\"%\n\tCompacted\x12\x18\n\x10\x63ompact_revision\x18\x01 \x01(\x04*\xdb\x01\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RESOURCE_KIND_VM\x10\x01\x12\x16\n\x12RESOURCE_KIND_VCPU\x10\x02\x12\x16\n\x12RESOURCE_KIND_TASK\x10\x03\x12\x19\n\x15RESOURCE_KIND_SESSION\x10\x04\x12\x16\n\x12RESOURCE_KIND_EXIT\x10\x05\x12\x1b\n\x17RESOURCE_KIND_MIGRATION\x10\x06\x12\x16\n\x12RESOURCE_KIND_HOST\x10\x07*t\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HANGE_KIND_CREATED\x10\x01\x12\x17\n\x13\x43HANGE_KIND_UPDATED\x10\x02\x12\x17\n\x13\x43HANGE_KIND_DELETED\x10\x03\x32N\n\x0cWatchService\x12>\n\x05Watch\x12\x18.fpstate.v1.WatchRequest\x1a\x19.fpstate.v1.WatchResponse0\x01\x42r\n\x0e\x64\x65v.fpstate.v1B\nWatchProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,20 +41,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fpstate.v1.watch_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.fpstate.v1B\nWatchProtoP\001Z$fpstate.dev/gen/fpstate/v1;fpstatev1\242\002\003FPS\252\002\nFpstate.V1\312\002\nFpstate\\V1\352\002\013Fpstate::V1'
-  _globals['_RESOURCEKIND']._serialized_start=1043
-  _globals['_RESOURCEKIND']._serialized_end=1238
-  _globals['_CHANGEKIND']._serialized_start=1240
-  _globals['_CHANGEKIND']._serialized_end=1356
-  _globals['_WATCHREQUEST']._serialized_start=240
-  _globals['_WATCHREQUEST']._serialized_end=396
-  _globals['_WATCHFILTER']._serialized_start=398
-  _globals['_WATCHFILTER']._serialized_end=468
-  _globals['_WATCHRESPONSE']._serialized_start=471
-  _globals['_WATCHRESPONSE']._serialized_end=671
-  _globals['_RESOURCECHANGE']._serialized_start=674
-  _globals['_RESOURCECHANGE']._serialized_end=1001
-  _globals['_COMPACTED']._serialized_start=1003
-  _globals['_COMPACTED']._serialized_end=1040
-  _globals['_WATCHSERVICE']._serialized_start=1358
-  _globals['_WATCHSERVICE']._serialized_end=1436
+  _globals['_RESOURCEKIND']._serialized_start=1117
+  _globals['_RESOURCEKIND']._serialized_end=1336
+  _globals['_CHANGEKIND']._serialized_start=1338
+  _globals['_CHANGEKIND']._serialized_end=1454
+  _globals['_WATCHREQUEST']._serialized_start=263
+  _globals['_WATCHREQUEST']._serialized_end=436
+  _globals['_WATCHFILTER']._serialized_start=438
+  _globals['_WATCHFILTER']._serialized_end=508
+  _globals['_WATCHRESPONSE']._serialized_start=511
+  _globals['_WATCHRESPONSE']._serialized_end=711
+  _globals['_RESOURCECHANGE']._serialized_start=714
+  _globals['_RESOURCECHANGE']._serialized_end=1075
+  _globals['_COMPACTED']._serialized_start=1077
+  _globals['_COMPACTED']._serialized_end=1114
+  _globals['_WATCHSERVICE']._serialized_start=1456
+  _globals['_WATCHSERVICE']._serialized_end=1534
 # @@protoc_insertion_point(module_scope)

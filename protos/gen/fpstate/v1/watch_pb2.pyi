@@ -6,6 +6,7 @@ What changed on a host, in order: for caches, dashboards and tests."""
 from collections import abc as _abc
 from fpstate.v1 import common_pb2 as _common_pb2
 from fpstate.v1 import exit_pb2 as _exit_pb2
+from fpstate.v1 import host_pb2 as _host_pb2
 from fpstate.v1 import migration_pb2 as _migration_pb2
 from fpstate.v1 import session_pb2 as _session_pb2
 from fpstate.v1 import task_pb2 as _task_pb2
@@ -47,6 +48,8 @@ class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resource
     """An exit to userspace of one vCPU."""
     RESOURCE_KIND_MIGRATION: _ResourceKind.ValueType  # 6
     """A migration of a VM, `vms/{vm}/migrations/{migration}`."""
+    RESOURCE_KIND_HOST: _ResourceKind.ValueType  # 7
+    """The host itself: what GetHostInfo says of its settings and of its going away. Its name is `host`."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """ResourceKind says which of the host's resources a change is about."""
@@ -65,6 +68,8 @@ RESOURCE_KIND_EXIT: ResourceKind.ValueType  # 5
 """An exit to userspace of one vCPU."""
 RESOURCE_KIND_MIGRATION: ResourceKind.ValueType  # 6
 """A migration of a VM, `vms/{vm}/migrations/{migration}`."""
+RESOURCE_KIND_HOST: ResourceKind.ValueType  # 7
+"""The host itself: what GetHostInfo says of its settings and of its going away. Its name is `host`."""
 Global___ResourceKind: _TypeAlias = ResourceKind  # noqa: Y015
 
 class _ChangeKind:
@@ -104,9 +109,15 @@ class WatchRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     FILTERS_FIELD_NUMBER: _builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
-    """Send changes with a revision greater than this one. Range: 0 to the host's revision; 0 asks for everything that the
-    host still remembers. Absent: from now on, and the first message is a Bookmark with the revision that now is.
+    """Send changes with a revision greater than this one. Range: 0 to the host's revision; 0 asks for everything that ever
+    happened. Absent: from now on, and the first message is a Bookmark with the revision that now is. A host remembers
+    changes in memory alone, and none from before it was last asked for a list or a watch: see Compacted.
+    """
+    boot_id: _builtins.str
+    """Optional: `header.boot_id` of the answer that `from_revision` is of. Where the host's is another one, its revisions
+    cannot be compared with that: HISTORY_CHANGED.
     """
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchFilter]:
@@ -122,10 +133,11 @@ class WatchRequest(_message.Message):
         from_revision: _builtins.int | None = ...,
         filters: _abc.Iterable[Global___WatchFilter] | None = ...,
         bookmark_interval: _duration_pb2.Duration | None = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_from_revision", b"_from_revision", "bookmark_interval", b"bookmark_interval", "from_revision", b"from_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_revision", b"_from_revision", "bookmark_interval", b"bookmark_interval", "filters", b"filters", "from_revision", b"from_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_revision", b"_from_revision", "bookmark_interval", b"bookmark_interval", "boot_id", b"boot_id", "filters", b"filters", "from_revision", b"from_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__from_revision: _TypeAlias = _typing.Literal["from_revision"]  # noqa: Y015
     _WhichOneofArgType__from_revision: _TypeAlias = _typing.Literal["_from_revision", b"_from_revision"]  # noqa: Y015
@@ -143,7 +155,7 @@ class WatchFilter(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """This resource and whatever lies below its name: `vms/a` fits `vms/a` and `vms/a/vcpus/0`, not `vms/ab`.
-    Empty: any name.
+    `host` fits the host. Empty: any name.
     """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ResourceKind.ValueType]:
@@ -175,7 +187,9 @@ class WatchResponse(_message.Message):
     COMPACTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
-        """Which host speaks, and the revision up to which the stream is complete with this message."""
+        """Which host speaks, and the revision up to which the stream is complete with this message: where several changes of
+        one revision come, all but the last one say the revision before.
+        """
 
     @_builtins.property
     def change(self) -> Global___ResourceChange:
@@ -223,6 +237,7 @@ class ResourceChange(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     kind: Global___ChangeKind.ValueType
     """What happened."""
     revision: _builtins.int
@@ -257,6 +272,10 @@ class ResourceChange(_message.Message):
     def migration(self) -> _migration_pb2.Migration:
         """A migration."""
 
+    @_builtins.property
+    def host(self) -> _host_pb2.Host:
+        """The host itself."""
+
     def __init__(
         self,
         *,
@@ -270,12 +289,13 @@ class ResourceChange(_message.Message):
         session: _session_pb2.Session | None = ...,
         exit: _exit_pb2.Exit | None = ...,
         migration: _migration_pb2.Migration | None = ...,
+        host: _host_pb2.Host | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "migration", b"migration", "resource", b"resource", "session", b"session", "task", b"task", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "host", b"host", "migration", b"migration", "resource", b"resource", "session", b"session", "task", b"task", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "kind", b"kind", "migration", b"migration", "name", b"name", "resource", b"resource", "revision", b"revision", "session", b"session", "task", b"task", "uid", b"uid", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "host", b"host", "kind", b"kind", "migration", b"migration", "name", b"name", "resource", b"resource", "revision", b"revision", "session", b"session", "task", b"task", "uid", b"uid", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["vm", "vcpu", "task", "session", "exit", "migration"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["vm", "vcpu", "task", "session", "exit", "migration", "host"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -283,7 +303,9 @@ Global___ResourceChange: _TypeAlias = ResourceChange  # noqa: Y015
 
 @_typing.final
 class Compacted(_message.Message):
-    """Compacted says that changes after `from_revision` have been forgotten."""
+    """Compacted says that changes after `from_revision` have been forgotten, or that the stream was read so slowly that what
+    comes next has been.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,8 +28,9 @@ if _version_not_supported:
 class WatchServiceStub(object):
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     def __init__(self, channel):
@@ -48,15 +49,17 @@ class WatchServiceStub(object):
 class WatchServiceServicer(object):
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     def Watch(self, request, context):
         """Watch streams every later change of the resources that the filters let through, each with the resource as it was
         after the change. Changes come in the order of their revision, and all changes of one revision come together. The
-        stream ends with HOST_DRAINING when the host goes away.
-        A revision beyond the host's is refused with REVISION_IN_FUTURE, a malformed filter with FIELD_INVALID.
+        stream ends with HOST_DRAINING when the host goes away. Sessions are shown to operators, and to a guest its own.
+        A revision beyond the host's is refused with REVISION_IN_FUTURE, one of another history with HISTORY_CHANGED, a
+        malformed filter with FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,8 +84,9 @@ def add_WatchServiceServicer_to_server(servicer, server):
 class WatchService(object):
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     @staticmethod

@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class WatchServiceStub:
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     @_typing.overload
@@ -40,31 +41,35 @@ class WatchServiceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_watch_pb2.WatchRequest, _watch_pb2.WatchResponse]
     """Watch streams every later change of the resources that the filters let through, each with the resource as it was
     after the change. Changes come in the order of their revision, and all changes of one revision come together. The
-    stream ends with HOST_DRAINING when the host goes away.
-    A revision beyond the host's is refused with REVISION_IN_FUTURE, a malformed filter with FIELD_INVALID.
+    stream ends with HOST_DRAINING when the host goes away. Sessions are shown to operators, and to a guest its own.
+    A revision beyond the host's is refused with REVISION_IN_FUTURE, one of another history with HISTORY_CHANGED, a
+    malformed filter with FIELD_INVALID.
     """
 
 @_typing.type_check_only
 class WatchServiceAsyncStub(WatchServiceStub):
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_watch_pb2.WatchRequest, _watch_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams every later change of the resources that the filters let through, each with the resource as it was
     after the change. Changes come in the order of their revision, and all changes of one revision come together. The
-    stream ends with HOST_DRAINING when the host goes away.
-    A revision beyond the host's is refused with REVISION_IN_FUTURE, a malformed filter with FIELD_INVALID.
+    stream ends with HOST_DRAINING when the host goes away. Sessions are shown to operators, and to a guest its own.
+    A revision beyond the host's is refused with REVISION_IN_FUTURE, one of another history with HISTORY_CHANGED, a
+    malformed filter with FIELD_INVALID.
     """
 
 class WatchServiceServicer:
     """WatchService tells what changed on a host, in the order in which it changed.
 
-    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer, watch from
-    there. When the stream ends, watch again from the last revision received; when it answers Compacted, list again.
+    The stream is an optimisation and the List calls are the truth: list, keep `header.revision` of the answer (of the first
+    page where there are several), watch from there. When the stream ends, watch again from the last `header.revision`
+    received; when it answers Compacted, list again.
     """
 
     def Watch(
@@ -74,8 +79,9 @@ class WatchServiceServicer:
     ) -> _typing.Union[_abc.Iterator[_watch_pb2.WatchResponse], _abc.AsyncIterator[_watch_pb2.WatchResponse]]:
         """Watch streams every later change of the resources that the filters let through, each with the resource as it was
         after the change. Changes come in the order of their revision, and all changes of one revision come together. The
-        stream ends with HOST_DRAINING when the host goes away.
-        A revision beyond the host's is refused with REVISION_IN_FUTURE, a malformed filter with FIELD_INVALID.
+        stream ends with HOST_DRAINING when the host goes away. Sessions are shown to operators, and to a guest its own.
+        A revision beyond the host's is refused with REVISION_IN_FUTURE, one of another history with HISTORY_CHANGED, a
+        malformed filter with FIELD_INVALID.
         """
 
 def add_WatchServiceServicer_to_server(servicer: WatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

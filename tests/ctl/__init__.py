@@ -1,0 +1,1 @@
+"""``fpstated ctl`` against a host that runs as a process of its own."""
