@@ -9,7 +9,7 @@ the stream breaks, the host goes away       -> watch again from where it was, as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -55,21 +55,20 @@ class Follower:
     known: dict[str, watch_pb2.ResourceChange] = field(default_factory=dict)
     revision: int = 0
     boot_id: str = ""
+    failures: int = 0
 
     def follow(self) -> Iterator[watch_pb2.ResourceChange]:
         """Yield what is there as created, then every change, for ever. Raises HostError for a refusal."""
-        failures = 0
         listed = False
         while True:
             try:
                 if not listed:
                     yield from self._list()
                     listed = True
-                for change in self._watch():
-                    failures = 0
-                    yield change
-                listed = False
-                self.say("changes were forgotten: listing again")
+                forgotten = yield from self._watch()
+                if forgotten:
+                    listed = False
+                    self.say("changes were forgotten: listing again")
             except HostError as error:
                 if error.reason in _LIST_AGAIN:
                     listed = False
@@ -77,16 +76,16 @@ class Follower:
                 elif not _goes_away(error) or not self.boot_id:
                     raise
                 else:
-                    delay_s = _DELAYS_S[min(failures, len(_DELAYS_S) - 1)]
-                    if not failures:
+                    delay_s = _DELAYS_S[min(self.failures, len(_DELAYS_S) - 1)]
+                    if not self.failures:
                         self.say(f"{error.reason or error.refusal.message}: waiting for the host")
-                    failures += 1
+                    self.failures += 1
                     time.sleep(delay_s)
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> Iterator[watch_pb2.ResourceChange]:
-        """Yield changes until they are forgotten."""
+    def _watch(self) -> Generator[watch_pb2.ResourceChange, None, bool]:
+        """Yield changes until the stream ends: whether they are forgotten, or it was old and another goes on."""
         request = watch_pb2.WatchRequest(
             from_revision=self.revision,
             boot_id=self.boot_id,
@@ -94,8 +93,9 @@ class Follower:
         )
         stub = watch_pb2_grpc.WatchServiceStub(self.connection.channel)
         for message in self.connection.stream(stub.Watch, request):
+            self.failures = 0
             if message.HasField("compacted"):
-                return
+                return True
             if message.HasField("change"):
                 change = message.change
                 if change.kind == watch_pb2.CHANGE_KIND_DELETED:
@@ -104,6 +104,7 @@ class Follower:
                     self.known[change.name] = change
                 yield change
             self.revision = message.header.revision
+        return False
 
     # -- listing -------------------------------------------------------------------------------------------------------
 

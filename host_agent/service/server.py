@@ -229,7 +229,7 @@ class HostServer:
         host_service = HostService(agent, drain, call_deadline_s=self._call_deadline_s)
         age = StreamAge(agent.clock, self._options.stream_max_age_s)
         exit_service = ExitService(agent, age, bookmark_interval_s=self._bookmark_interval_s)
-        watch_service = WatchService(agent, bookmark_interval_s=self._bookmark_interval_s)
+        watch_service = WatchService(agent, age, bookmark_interval_s=self._bookmark_interval_s)
         host_pb2_grpc.add_HostServiceServicer_to_server(host_service, server)
         vm_pb2_grpc.add_VmServiceServicer_to_server(VmService(agent), server)
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskService(agent), server)

@@ -26,6 +26,7 @@ from host_agent.service.limits import (
     BOOKMARK_INTERVAL_MIN_S,
     BOOKMARK_INTERVAL_S,
 )
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.fields import NS_PER_S, duration_ns, header
 from host_agent.service.watch.filters import View, filters_from_proto
 from host_agent.service.watch.history import Change, Group, LappedError, Watcher
@@ -34,8 +35,9 @@ from host_agent.service.watch.history import Change, Group, LappedError, Watcher
 class WatchService(watch_pb2_grpc.WatchServiceServicer):
     """What changed. ``bookmark_interval_s`` is how long a watcher goes without news that did not say how long."""
 
-    def __init__(self, agent: HostAgent, *, bookmark_interval_s: float = BOOKMARK_INTERVAL_S) -> None:
+    def __init__(self, agent: HostAgent, age: StreamAge, *, bookmark_interval_s: float = BOOKMARK_INTERVAL_S) -> None:
         self._agent = agent
+        self._age = age
         self._bookmark_interval_s = bookmark_interval_s
 
     async def Watch(self, request: watch_pb2.WatchRequest, context: Context) -> AsyncIterator[watch_pb2.WatchResponse]:
@@ -54,21 +56,22 @@ class WatchService(watch_pb2_grpc.WatchServiceServicer):
         watcher = Watcher(history, place)
         history.add(watcher)
         try:
-            if not request.HasField("from_revision"):
-                yield self._response(now, bookmark=common_pb2.Bookmark())
-            async for response in self._responses(watcher, view, interval_s):
-                yield response
+            with self._age.limit(watcher.retire):
+                if not request.HasField("from_revision"):
+                    yield self._response(now, bookmark=common_pb2.Bookmark())
+                async for response in self._responses(watcher, view, interval_s):
+                    yield response
         finally:
             history.remove(watcher)
 
     async def _responses(
         self, watcher: Watcher, view: View, interval_s: float
     ) -> AsyncIterator[watch_pb2.WatchResponse]:
-        """What the watcher takes, until it is finished or lapped."""
+        """What the watcher takes, until it is finished, retired or lapped."""
         clock = asyncio.get_running_loop().time
         quiet_until_s = clock() + interval_s
         try:
-            while True:
+            while not watcher.over:
                 group = watcher.take()
                 if group is not None:
                     for response in self._changes(group, view):

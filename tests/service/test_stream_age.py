@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from fpstate.v1 import event_pb2, exit_pb2, host_pb2
+from fpstate.v1 import event_pb2, exit_pb2, host_pb2, watch_pb2
 
 from guest_agent.aio import open_async_session
 from guest_agent.outcome import Done
@@ -131,6 +131,25 @@ async def test_an_old_watch_ends_well_and_says_from_where_to_go_on(aged: World) 
 
 
 @pytest.mark.asyncio
+async def test_an_old_watch_of_changes_ends_well_and_another_goes_on(aged: World) -> None:
+    """What had changed by then is read first."""
+    watch: Any = aged.watches.Watch(watch_pb2.WatchRequest())
+    await watch.read()
+    await aged.vm("a")
+    aged.clock.advance(1.1 * AGE_S)
+    heard: list[watch_pb2.WatchResponse] = []
+    while isinstance(message := await asyncio.wait_for(watch.read(), TIMEOUT_S), watch_pb2.WatchResponse):
+        heard.append(message)
+    assert await watch.code() is grpc.StatusCode.OK
+    assert "vms/a" in {message.change.name for message in heard}
+    again: Any = aged.watches.Watch(watch_pb2.WatchRequest(from_revision=heard[-1].header.revision))
+    await aged.vm("b")
+    news = await asyncio.wait_for(again.read(), TIMEOUT_S)
+    assert news.change.name.startswith("vms/b")
+    again.cancel()
+
+
+@pytest.mark.asyncio
 async def test_a_guest_and_a_controller_outlive_their_streams(aged: World) -> None:
     """Three ages of both: the guest's event waits for its decision over all of them, and then happens once."""
     vcpu = f"{await aged.vm()}/vcpus/0"
@@ -167,7 +186,11 @@ def _writers(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
 
 
 #: How each stream of the contract ends that nobody ends: by its age, or by itself.
-AGED = {"/fpstate.v1.GuestSessionService/Attach", "/fpstate.v1.ExitService/WatchExits"}
+AGED = {
+    "/fpstate.v1.GuestSessionService/Attach",
+    "/fpstate.v1.ExitService/WatchExits",
+    "/fpstate.v1.WatchService/Watch",
+}
 #: Refused at once in this release.
 REFUSED = {"/fpstate.fault.v1.FaultService/WatchFaults"}
 

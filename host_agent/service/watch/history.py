@@ -208,6 +208,12 @@ class Watcher:
         self._place = place
         self._wake = asyncio.Event()
         self._failure: Failure | None = None
+        self._retired = False
+
+    @property
+    def over(self) -> bool:
+        """Its stream is old enough, and it has taken everything."""
+        return self._retired and self._history.group(self._place) is None
 
     def wake(self) -> None:
         """Something is there."""
@@ -216,6 +222,11 @@ class Watcher:
     def finish(self, failure: Failure) -> None:
         """End the stream with ``failure``, at once."""
         self._failure = failure
+        self._wake.set()
+
+    def retire(self) -> None:
+        """End the stream well, with what is there."""
+        self._retired = True
         self._wake.set()
 
     def take(self) -> Group | None:
