@@ -118,7 +118,8 @@ class DurableJournal:
             outcome = pack_outcome(command, result, state.effects)
             body, self._crc = pack_record(self._crc, state.revision, state.now_ns, pack_command(command), outcome)
         except Exception as bug:
-            self._fail(StorageFailedError(f"a bug of the journal: {bug!r}"))
+            # Its text may hold what the command held, register content included.
+            self._fail(StorageFailedError(f"a bug of the journal: {type(bug).__name__} in {type(command).__name__}"))
             raise
         self._applied += 1
         self._keeper.count(len(command.events) if isinstance(command, SubmitBatch) else 1)

@@ -122,7 +122,7 @@ class Writer:
         except JournalError as error:
             self._listener.failed(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is: nothing is acknowledged any more, and it is said
-            self._listener.failed(StorageFailedError(f"a bug of the journal: {error!r}"))
+            self._listener.failed(StorageFailedError(f"a bug of the journal: {type(error).__name__}"))
 
     def _take(self) -> _Queue | None:
         """Everything that is queued; None at the end. While there is no room: nothing, after a pause."""

@@ -464,6 +464,9 @@ async def test_a_failed_write_stops_the_host(durable: World, disk: FaultyDisk, o
             await call()
         assert error_info(refused.value).reason == "STORAGE_FAILED"
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == (
+            "the host could not write its journal, and stops: what is not on the disk is not answered"
+        ), "no text of the disk's, and no path"
     assert disk.fired == 1
     assert durable.server.agent.failed.is_set()
     assert metric(durable, "fpstated_storage_failed") == 1
@@ -480,6 +483,9 @@ async def test_a_full_disk_refuses_work_and_serves_reads(durable: World, disk: F
         await create_vm(durable, "b", "two")
     assert error_info(refused.value).reason == "STORAGE_FULL"
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.value.details() == (
+        "the host's disk is full: what was under way has not happened, and no new work is taken until there is room"
+    )
     assert disk.fired
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await create_vm(durable, "c")
