@@ -71,6 +71,8 @@ class Store:
         self.directory = directory
         self.path = directory / DATABASE
         self._write = write
+        #: Pages in the WAL after the last commit of this connection.
+        self.wal_pages = 0
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if write else 0)
         if write:
             _make_private(self.path)
@@ -89,11 +91,17 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close it. SQLite checkpoints the WAL if this was the last connection, and one that writes."""
+        """Close it, and leave the files as they are: a damaged log is evidence, and a checkpoint would end it."""
         self.connection.close()
         if self._mark is not None:
             self._mark.close()
             self._mark = None
+
+    def close_in_peace(self) -> None:
+        """Close it; where this is the last connection, the log is brought into the file and is no more."""
+        with self.errors():
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        self.close()
 
     def errors(self) -> _disk_errors:
         """Give SQLite's errors our names within a block."""
@@ -101,9 +109,7 @@ class Store:
 
     def _open(self) -> None:
         self.connection.set_busy_timeout(10_000)
-        if not self._write:
-            # Who only looks leaves the files as they are: a damaged log is evidence, and a checkpoint would end it.
-            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         application, version = self._pragma("application_id"), self._pragma("user_version")
         if self._write and application == 0 and version == 0 and not self._tables():
             self._create()
@@ -115,7 +121,11 @@ class Store:
                 "how to upgrade and how to go back)"
             )
         self.connection.pragma("synchronous", "FULL")
-        self.connection.wal_autocheckpoint(0)
+        self.connection.set_wal_hook(self._committed)  # in place of SQLite's own checkpoints
+
+    def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
 
     def _pragma(self, name: str) -> int:
         return int(self.connection.pragma(name))

@@ -16,8 +16,10 @@ import pytest
 
 from host_agent.commands import Boot
 from host_agent.journal.directory import make_directory
+from host_agent.journal.durable import DurableJournal
 from host_agent.journal.errors import DamagedError, JournalError, ReplayMismatchError, VersionError
 from host_agent.journal.inspection import truncate, verify
+from host_agent.journal.journal import JournalOptions
 from host_agent.journal.mark import MARK, Mark
 from host_agent.journal.record import pack_record, unpack_record
 from host_agent.journal.recovery import Recovered, check_tail, read_chain, recover, replay_records
@@ -234,6 +236,23 @@ def test_the_mark_of_another_end_is_found(tmp_path: Path) -> None:
         assert _recovered(tmp_path / "d").n == 13
         (problem,) = verify(tmp_path / "d").problems
         assert "committed is damaged" in problem
+
+
+def test_a_host_that_cannot_start_leaves_the_evidence(tmp_path: Path) -> None:
+    """The damaged log is there for whoever looks next, and the directory is free."""
+    scribe = history()
+    make_directory(tmp_path / "live")
+    with Store(tmp_path / "live", write=True) as store:
+        store.append(scribe.bodies[:12], 12, list(_crcs(scribe.bodies))[11])
+        store.append(scribe.bodies[12:], 13, scribe.crc)
+    wal = tmp_path / "live" / f"{DATABASE}-wal"
+    with changed_byte(wal, wal.stat().st_size - 100):
+        damaged = wal.read_bytes()
+        for _ in range(2):
+            with pytest.raises(DamagedError, match="record 13 was acknowledged, and the journal ends with record 12"):
+                DurableJournal(JournalOptions(directory=tmp_path / "live"), CONFIG)
+        assert wal.read_bytes() == damaged
+    assert _recovered(tmp_path / "live").n == 13
 
 
 def test_a_cut_end_is_the_end(tmp_path: Path) -> None:

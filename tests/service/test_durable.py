@@ -475,6 +475,25 @@ async def test_a_failed_write_stops_the_host(durable: World, disk: FaultyDisk, o
 
 
 @pytest.mark.asyncio
+async def test_streams_hear_of_a_failed_disk(durable: World, disk: FaultyDisk) -> None:
+    """Also those that nobody sends anything on: they end with STORAGE_FAILED, and not when the server is stopped."""
+    guest = await durable.guest(lease_s=3600)
+    stream = durable.sessions.Attach()
+    await stream.write(guest.hello())
+    assert (await read(stream)).HasField("attached")
+    watch = durable.exits.WatchExits(exit_pb2.WatchExitsRequest())
+    await watch.read()
+    disk.arm("sync")
+    with suppress(grpc.aio.AioRpcError):
+        await create_vm(durable, "b")
+    for each in (stream, watch):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.wait_for(each.read(), TIMEOUT_S)
+        assert error_info(refused.value).reason == "STORAGE_FAILED"
+    assert disk.fired == 1
+
+
+@pytest.mark.asyncio
 async def test_a_full_disk_refuses_work_and_serves_reads(durable: World, disk: FaultyDisk) -> None:
     """What was under way has not happened, anywhere; reads show what is durable; with room it goes on by itself."""
     await create_vm(durable, "a")
@@ -552,6 +571,26 @@ async def test_a_full_disk_ends_the_streams(durable: World, disk: FaultyDisk) ->
     assert (await read(stream)).attached.vcpus[0].next_seq == 2
     stream.cancel()
     await assert_recovers(durable)
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_starts_on_a_full_disk_boots_when_there_is_room(tmp_path: Path, disk: FaultyDisk) -> None:
+    """It had drained. Until its boot is on the disk it is the host it was, and then the one it was told to be."""
+    async with started(tmp_path, disk) as world:
+        await create_vm(world, "a")
+        await world.server.drain_and_stop(0)
+    disk.arm("write", full=True, sticky=True)
+    async with started(tmp_path, disk, byte_limit=123_456) as world:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create_vm(world, "b", "two")
+        assert error_info(refused.value).reason == "STORAGE_FULL"
+        listed = await world.vms.ListVms(vm_pb2.ListVmsRequest())
+        assert [vm.name for vm in listed.vms] == ["vms/a"]
+        disk.disarm()
+        assert (await _when_there_is_room(world, "b", "two")).vm.name == "vms/b"
+        state = world.server.agent.state
+        assert (state.draining, state.allocator.host.limit_bytes) == (False, 123_456)
+        await assert_recovers(world)
 
 
 @pytest.mark.asyncio
