@@ -14,10 +14,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_R
        $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof mutants bench protos format clean FORCE
+.PHONY: help run test check proof reliability mutants bench protos format clean FORCE
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: $(STAMP)  ## run the demonstration: host agent, controller and three guests as processes, one timeline
 	@$(BIN)/fpstated demo $(ARGS)
@@ -36,6 +36,12 @@ check: $(STAMP)  ## check format, lint, types, import directions, that generated
 
 proof: $(STAMP)  ## run the property tests at length (some minutes)
 	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine*.py tests/test_machine_properties*.py $(ARGS)
+
+reliability: $(STAMP)  ## kill, fill and damage at length (an hour); docs/reliability.md has the figures
+	@$(BIN)/python -m tests.crash --kills 1000 $(ARGS)
+	@$(BIN)/python -m tests.crash --kills 200 --faults $(ARGS)
+	@$(BIN)/python -m tests.crash --kills 100 --full $(ARGS)
+	@$(BIN)/python -m tests.crash --damages 1000 $(ARGS)
 
 mutants: $(STAMP)  ## run the suites against every mutant of docs/museum (some minutes)
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -7,18 +7,16 @@ import json
 import signal
 import sys
 import time
-from contextlib import suppress
-from typing import TextIO
+from contextlib import AsyncExitStack, suppress
 
+from fpstated.command_log import CommandLog
 from fpstated.host_config import HostRun
 from fpstated.link.spans import start_export
 from fpstated.logs import set_up_logging
 from fpstated.sd_notify import sd_notify, watchdog_s
 from fpstated.timeline import TimelineLine
-from host_agent import commands
 from host_agent.errors import Refused
 from host_agent.journal.errors import JournalError
-from host_agent.log import config_line, record_line
 from host_agent.service.address import AddressError
 from host_agent.service.credentials import CredentialsError
 from host_agent.service.server import HostServer
@@ -52,10 +50,12 @@ async def _serve(run: HostRun) -> int:
         run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp, journal=run.journal
     )
     failed = server.agent.failed
-    log = run.record.open("x", encoding="utf-8") if run.record is not None else None
     stop = _on_signal()  # before anybody hears that it is ready, and may stop it
-    try:
-        observer = _observe(server, log, timeline=run.timeline)
+    async with AsyncExitStack() as stack:
+        if run.record is not None:
+            server.agent.listeners.append(stack.enter_context(CommandLog(run.record, server.agent)))
+        stack.push_async_callback(server.stop)
+        lane = _lane(server) if run.timeline else None
         await server.start()
         _say_ready(server, timeline=run.timeline)
         watchdog = asyncio.create_task(_watchdog(), name="watchdog")
@@ -66,11 +66,7 @@ async def _serve(run: HostRun) -> int:
         else:
             await server.drain_and_stop(run.grace_s)
         watchdog.cancel()
-        del observer
-    finally:
-        await server.stop()
-        if log is not None:
-            log.close()
+        del lane
     return 1 if failed.is_set() else 0
 
 
@@ -82,25 +78,13 @@ async def _watchdog() -> None:
         await asyncio.sleep(interval_s)
 
 
-def _observe(server: HostServer, log: TextIO | None, *, timeline: bool) -> HostTimeline | None:
-    """Listen to what is applied: for the log, and for lane H."""
+def _lane(server: HostServer) -> HostTimeline:
+    """Let lane H hear what is applied."""
     machine = server.agent.machine
-    lane = HostTimeline(_print_line) if timeline else None
-    if lane is not None:
-        lane.attach(machine)
-        machine.state.tracer = lane
-    if log is not None:
-        log.write(config_line(machine.state.config) + "\n")
-
-    def applied(now_ns: int, command: commands.Command, reply: object) -> None:
-        if log is not None:
-            log.write(record_line(now_ns, command) + "\n")
-            log.flush()
-        if lane is not None:
-            lane.applied(now_ns, command, reply)
-
-    if log is not None or lane is not None:
-        machine.on_applied = applied
+    lane = HostTimeline(_print_line)
+    lane.attach(machine)
+    machine.state.tracer = lane
+    machine.on_applied = lane.applied
     return lane
 
 

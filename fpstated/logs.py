@@ -40,6 +40,8 @@ def set_up_logging(log_format: str, level: str, stream: TextIO | None = None) ->
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # At DEBUG gRPC says of each call which loop serves it.
+    logging.getLogger("grpc").setLevel(max(logging.INFO, logging.getLogger().level))
 
 
 def extras(record: logging.LogRecord) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
     {"config": {...}}
     {"at": 12, "command": {"type": "CreateVm", "vm_id": "a", ...}}
+    {"rolled_back": 1}          the disk was full: of the commands above only the first so many have happened
 
 What is in the log is all that ever changed the host, so replaying it leads to the identical digest.
 """
@@ -87,15 +88,23 @@ def record_line(now_ns: int, command: commands.Command) -> str:
     return json.dumps({"at": now_ns, "command": encode(command)}, separators=(",", ":"))
 
 
+def rolled_back_line(commands_left: int) -> str:
+    """What follows the commands of a host whose disk was full: all but the first so many have not happened."""
+    return json.dumps({"rolled_back": commands_left}, separators=(",", ":"))
+
+
 def read_log(lines: Iterable[str]) -> tuple[HostConfig, list[tuple[int, commands.Command]]]:
     """Read a whole log; ``LogError`` names the first bad line."""
     numbered = enumerate(lines, start=1)
     config = next(_parsed(numbered), None)
     if config is None or not isinstance(config[1].get("config"), dict):
         raise LogError("line 1: expected the configuration of the host")
-    records = []
+    records: list[tuple[int, commands.Command]] = []
     for number, record in _parsed(numbered):
         try:
+            if "rolled_back" in record:
+                del records[int(record["rolled_back"]) :]
+                continue
             records.append((int(record["at"]), decode(record["command"])))
         except (KeyError, TypeError, ValueError) as error:
             raise LogError(f"line {number}: not a command record: {error!r}") from error

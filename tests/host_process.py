@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,12 +23,17 @@ READY_S = 60.0
 class HostProcess:
     """``fpstated host`` on a socket and a state directory in ``folder``. Start it, kill it, start it again."""
 
-    def __init__(self, folder: Path, *arguments: str, state_dir: Path | None = None) -> None:
+    def __init__(self, folder: Path, *arguments: str, state_dir: Path | None = None, module: str = "fpstated") -> None:
         self.state_dir = state_dir or folder / "state"
         self.address = f"unix:{folder}/host.sock"
-        self._arguments = ("host", "--listen", self.address, "--state-dir", str(self.state_dir), *arguments)
+        self._arguments = (module, "host", "--listen", self.address, "--state-dir", str(self.state_dir), *arguments)
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self.log: list[str] = []
+        #: Called with each line it says on standard error, in a thread of its own.
+        self.on_line: Callable[[str], None] = self.log.append
+        #: Beside those of this process.
+        self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -46,21 +52,28 @@ class HostProcess:
 
     def start(self, *, limit: Callable[[], None] | None = None) -> None:
         """Start it and wait until it answers. ``limit`` is called in the child before it becomes the host."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fpstated", *self._arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=limit,  # noqa: PLW1509 -- a limit of the child is what is tested
-        )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self.launch(limit=limit)
         with self.channel() as channel:
             stub = host_pb2_grpc.HostServiceStub(channel)
             stub.GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=READY_S, wait_for_ready=True)
 
+    def launch(self, *, limit: Callable[[], None] | None = None) -> None:
+        """Start it, and wait for nothing."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *self._arguments],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | self.environment,
+            preexec_fn=limit,  # noqa: PLW1509 -- a limit of the child is what is tested
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            self.log.append(line)
+            self.on_line(line)
         process.stderr.close()
 
     def channel(self) -> grpc.Channel:
@@ -73,17 +86,41 @@ class HostProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._shut()
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(READY_S)
+        return self.ended()
 
     def ended(self) -> int:
         """Wait for it to end by itself; the exit status."""
         assert self._process is not None
-        return self._process.wait(READY_S)
+        status = self._process.wait(READY_S)
+        self._shut()
+        return status
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input, for those who read it."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _shut(self) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._reader is not None:
+            self._reader.join(READY_S)  # what it has said is in the log, and nothing comes later
 
 
 def limit_file_size(size_bytes: int) -> Callable[[], None]:

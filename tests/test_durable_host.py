@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -32,7 +34,9 @@ from grpc_status import rpc_status
 
 from fpstated.host_command import run_host
 from fpstated.host_config import HostRun
+from host_agent.journal.inspection import verify
 from host_agent.journal.journal import JournalOptions
+from host_agent.log import read_log, replay
 from host_agent.service.options import ServerOptions
 from host_agent.state import HostConfig
 from tests.host_process import HostProcess, lift_file_size, limit_file_size, mounted_tmpfs
@@ -233,6 +237,53 @@ def test_a_host_whose_disk_fails_ends_with_status_1(tmp_path: Path, capsys: pyte
     assert (status, heard, disk.fired) == (1, ["STORAGE_FAILED"], 1)
     assert "nothing after record 1 was acknowledged" in capsys.readouterr().err
     disk.unregister()
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_record_of_a_host_whose_disk_was_full_replays(tmp_path: Path) -> None:
+    """What was applied and has not happened is taken back in the log too: both lead to the same digest."""
+    disk = FaultyDisk()
+    address = f"unix:{tmp_path}/host.sock"
+
+    def client() -> None:
+        with grpc.insecure_channel(address) as channel:
+            stub = host_pb2_grpc.HostServiceStub(channel)
+            stub.GetHostInfo(host_pb2.GetHostInfoRequest(), timeout=TIMEOUT_S, wait_for_ready=True)
+            create(channel, "a")
+            disk.arm("write", full=True)
+            heard.append(_tried(channel, "b"))
+            deadline = time.monotonic() + TIMEOUT_S
+            while _tried(channel, "c") == "STORAGE_FULL" and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    heard: list[str] = []
+    thread = threading.Thread(target=client)
+    thread.start()
+    options = JournalOptions(directory=tmp_path / "state", vfs=disk.name, probe_interval_s=0.01)
+    log = tmp_path / "run.log"
+    run = HostRun(config=HostConfig(), options=ServerOptions(), listen=address, journal=options, record=log)
+    assert run_host(run) == 0
+    thread.join(TIMEOUT_S)
+    assert (heard, disk.fired) == (["STORAGE_FULL"], 1)
+    disk.unregister()
+    with log.open() as lines:
+        replayed = replay(*read_log(lines))
+    assert set(replayed.state.vms) == {"vms/a", "vms/c"}
+    assert replayed.digest() == verify(tmp_path / "state").digest
+
+
+def test_a_record_of_half_a_history_is_refused(tmp_path: Path) -> None:
+    """It could not be replayed; the journal can."""
+    with HostProcess(tmp_path) as host:
+        assert host.stop() == 0
+    arguments = ["host", "--listen", host.address, "--state-dir", str(host.state_dir), "--record", f"{tmp_path}/log"]
+    again = subprocess.run(
+        [sys.executable, "-m", "fpstated", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 1
+    assert "records already: see fpstated journal dump and replay" in again.stderr
+    assert not (tmp_path / "log").exists()
 
 
 @contextmanager

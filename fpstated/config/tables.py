@@ -139,7 +139,7 @@ HOST: Final = Table(
             key="record",
             kind=path(),
             default=None,
-            help="Write every command to a new FILE; `fpstated replay` reads it.",
+            help="Write every command of a host that begins to a new FILE; `fpstated replay` reads it.",
         ),
         _TIMELINE,
         Setting(

@@ -2,6 +2,7 @@
 
 DIR/lock              held by the one process that may write; its text is that process's id
 DIR/journal.sqlite    the records; with -wal and -shm beside it while it is open
+DIR/committed         which record was committed last
 DIR/snapshot-N        the machine as it was after record N
 """
 

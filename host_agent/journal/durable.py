@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from host_agent.commands import Command, SubmitBatch
@@ -58,11 +59,23 @@ class DurableJournal:
         try:
             forget_parts(options.directory)
             self._store = Store(options.directory, write=True, vfs=options.vfs)
-            recovered = recover(self._store, config)
         except BaseException:
             self._lock.release()
             raise
+        try:
+            recovered = recover(self._store, config)
+            with suppress(StorageFullError):
+                # After a sync that failed the log may read as if it were on the disk, and no later sync writes it:
+                # what was read is written anew.
+                self._store.checkpoint()
+        except BaseException:
+            self._store.close()
+            self._lock.release()
+            raise
         self.machine = recovered.machine
+        _log.info("recovered: record %d, revision %d", recovered.n, self.machine.state.revision)
+        if _log.isEnabledFor(logging.DEBUG):  # it takes a while, where there is much
+            _log.debug("recovered: record %d, digest %s", recovered.n, self.machine.digest())
         fresh = recovered.n == 0 or self._store.branched()
         #: What this history goes by: the configuration's id where it begins here, else the one it has had.
         self.boot_id = config.boot_id if fresh else recovered.machine.state.config.boot_id
@@ -94,6 +107,11 @@ class DurableJournal:
         return self._durable
 
     @property
+    def applied(self) -> int:
+        """The number of the last record that is queued or durable."""
+        return self._applied
+
+    @property
     def backlog(self) -> int:
         """How many records are applied and not durable."""
         return self._applied - self._durable
@@ -118,7 +136,8 @@ class DurableJournal:
             outcome = pack_outcome(command, result, state.effects)
             body, self._crc = pack_record(self._crc, state.revision, state.now_ns, pack_command(command), outcome)
         except Exception as bug:
-            self._fail(StorageFailedError(f"a bug of the journal: {bug!r}"))
+            # Its text may hold what the command held, register content included.
+            self._fail(StorageFailedError(f"a bug of the journal: {type(bug).__name__} in {type(command).__name__}"))
             raise
         self._applied += 1
         self._keeper.count(len(command.events) if isinstance(command, SubmitBatch) else 1)
@@ -151,7 +170,9 @@ class DurableJournal:
         self._writer.close()
         if self.failure is None:
             self._keeper.leave(self._store, state, self._applied, self._crc)
-        self._store.close()
+            self._store.close_in_peace()
+        else:
+            self._store.close()
         self._lock.release()
 
     # -- what the writer says, on the loop -----------------------------------------------------------------------------

@@ -66,6 +66,8 @@ def _verify(store: Store, report: Report, heard: Heard, *, replay: bool) -> None
         crcs[n] = record.crc
     last = report.last or store.base()[0]
     check_tail(store, last, crcs[last])
+    if store.bad_mark:
+        report.problems.append(f"{store.bad_mark}; the next commit writes it anew")
     for n, path in snapshots(store.directory):
         report.snapshots.append(n)
         try:

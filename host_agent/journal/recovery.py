@@ -129,6 +129,19 @@ def check_tail(store: Store, last: int, last_crc: int) -> None:
         raise DamagedError(least + 1, f"the journal ends with record {last}, and its books say {n}; {_repair(least)}")
     if crc != last_crc:
         raise DamagedError(n, f"record {n} is not the one in the journal's books; {_repair(max(0, n - 1))}")
+    _check_acknowledged(store, last)
+
+
+def _check_acknowledged(store: Store, last: int) -> None:
+    """Compare the end with the mark: the books are lost together with the records they speak of."""
+    if store.bad_mark:
+        _log.error("%s: whether the journal's end is all there cannot be told", store.bad_mark)
+    n, crc = store.acknowledged
+    if n > last:
+        text = f"record {n} was acknowledged, and the journal ends with record {last}: its end was damaged or is lost"
+        raise DamagedError(last + 1, f"{text}; {_repair(last)}")
+    if store.crc(n) not in (None, crc):
+        raise DamagedError(n, f"record {n} is not the one that was acknowledged; {_repair(max(0, n - 1))}")
 
 
 def read_record(n: int, body: bytes, previous_crc: int) -> Record:

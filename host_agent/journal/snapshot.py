@@ -63,7 +63,8 @@ def snapshots(directory: Path) -> list[tuple[int, Path]]:
 def write_snapshot(directory: Path, state: HostState, n: int, crc: int) -> Path:
     """Write the snapshot of a state that all of record ``n`` has made. Raises ``OSError``; then there is none."""
     path = snapshot_path(directory, n)
-    part = path.with_suffix(".part")
+    # A name of this process: the one that a host left behind when it was killed may still write its own.
+    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             sha = hashlib.sha256()

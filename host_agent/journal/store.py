@@ -17,12 +17,8 @@ from typing import Final, Self
 import apsw
 
 from host_agent.journal.directory import sync_directory
-from host_agent.journal.errors import (
-    DamagedError,
-    StorageFailedError,
-    StorageFullError,
-    VersionError,
-)
+from host_agent.journal.errors import DamagedError, StorageFailedError, StorageFullError, VersionError
+from host_agent.journal.mark import BadMarkError, Mark, read_mark
 
 #: "fpst", so that `file` and SQLite's own tools can tell whose it is.
 APPLICATION_ID: Final = 0x66707374
@@ -49,6 +45,14 @@ def check_sqlite_version(version: str = "") -> None:
         raise VersionError(f"SQLite {found} can lose commits: a state directory needs {least} (pip install -U apsw)")
 
 
+def _acknowledged(directory: Path) -> tuple[tuple[int, int], str]:
+    """What the mark says, or why it says nothing."""
+    try:
+        return read_mark(directory) or (0, 0), ""
+    except BadMarkError as error:
+        return (0, 0), str(error)
+
+
 def _make_private(path: Path) -> None:
     """SQLite gives what lies beside its file the file's own mode."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -67,9 +71,14 @@ class Store:
         self.directory = directory
         self.path = directory / DATABASE
         self._write = write
+        #: Pages in the WAL after the last commit of this connection.
+        self.wal_pages = 0
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if write else 0)
         if write:
             _make_private(self.path)
+        #: What was acknowledged before this looked at anything: a number and a CRC. (0, 0) where nobody has said.
+        self.acknowledged, self.bad_mark = _acknowledged(directory)
+        self._mark = Mark(directory) if write else None
         with _disk_errors(None):
             self.connection = apsw.Connection(str(self.path), flags=flags, vfs=vfs or None)
         with self.errors():
@@ -82,8 +91,17 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close it. SQLite checkpoints the WAL if this was the last connection."""
+        """Close it, and leave the files as they are: a damaged log is evidence, and a checkpoint would end it."""
         self.connection.close()
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+
+    def close_in_peace(self) -> None:
+        """Close it; where this is the last connection, the log is brought into the file and is no more."""
+        with self.errors():
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        self.close()
 
     def errors(self) -> _disk_errors:
         """Give SQLite's errors our names within a block."""
@@ -91,6 +109,7 @@ class Store:
 
     def _open(self) -> None:
         self.connection.set_busy_timeout(10_000)
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         application, version = self._pragma("application_id"), self._pragma("user_version")
         if self._write and application == 0 and version == 0 and not self._tables():
             self._create()
@@ -102,7 +121,11 @@ class Store:
                 "how to upgrade and how to go back)"
             )
         self.connection.pragma("synchronous", "FULL")
-        self.connection.wal_autocheckpoint(0)
+        self.connection.set_wal_hook(self._committed)  # in place of SQLite's own checkpoints
+
+    def _committed(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
 
     def _pragma(self, name: str) -> int:
         return int(self.connection.pragma(name))
@@ -148,6 +171,12 @@ class Store:
         with self.errors():
             return int(self.connection.execute("SELECT max(n) FROM record").get or 0)
 
+    def crc(self, n: int) -> int | None:
+        """The CRC that record ``n`` ends with; None where there is no such record."""
+        with self.errors():
+            body = self.connection.execute("SELECT CAST(body AS BLOB) FROM record WHERE n = ?", (n,)).get
+        return int.from_bytes(body[-4:], "little") if isinstance(body, bytes) else None
+
     def bodies(self, after: int, *, through: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Yield (number, bytes) of the records after a number, in order."""
         end = through if through is not None else (1 << 63) - 1
@@ -176,6 +205,11 @@ class Store:
         with self.errors(), self.connection:
             self.connection.executemany("INSERT INTO record VALUES (?, ?)", records)
             self._note("tail", last, crc)
+        self._put_mark(last, crc)
+
+    def _put_mark(self, n: int, crc: int) -> None:
+        assert self._mark is not None, "opened for reading"
+        self._mark.put(n, crc)
 
     def _note(self, name: str, n: int, crc: int) -> None:
         self.connection.execute("INSERT OR REPLACE INTO book VALUES (?, ?)", (name, _PLACE.pack(n, crc)))
@@ -202,9 +236,9 @@ class Store:
         end = min(through, self.first() + at_most - 1)
         gone = 0
         with self.errors(), self.connection:
-            last = self.connection.execute("SELECT CAST(body AS BLOB) FROM record WHERE n = ?", (end,)).get
-            if isinstance(last, bytes):
-                self._note("base", end, int.from_bytes(last[-4:], "little"))
+            crc = self.crc(end)
+            if crc is not None:
+                self._note("base", end, crc)
                 self.connection.execute("DELETE FROM record WHERE n <= ?", (end,))
                 gone = self.connection.changes()
         return gone
@@ -234,6 +268,7 @@ class Store:
             gone = self.connection.changes()
             self._note("tail", after, crc)
             self._note("branch", after, crc)
+        self._put_mark(after, crc)
         return gone
 
     def integrity(self) -> str:

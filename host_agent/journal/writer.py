@@ -76,7 +76,7 @@ class Writer:
         self._queue = _Queue()
         self._changed = threading.Condition()
         self._room = _Room.ENOUGH
-        self._wal_pages = 0
+        self._checkpoint_at = CHECKPOINT_PAGES
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class Writer:
         except JournalError as error:
             self._listener.failed(error)
         except Exception as error:  # noqa: BLE001 -- whatever it is: nothing is acknowledged any more, and it is said
-            self._listener.failed(StorageFailedError(f"a bug of the journal: {error!r}"))
+            self._listener.failed(StorageFailedError(f"a bug of the journal: {type(error).__name__}"))
 
     def _take(self) -> _Queue | None:
         """Everything that is queued; None at the end. While there is no room: nothing, after a pause."""
@@ -140,6 +140,8 @@ class Writer:
         if self._room is not _Room.AWAITED:
             return
         with suppress(StorageFullError):
+            self._store.checkpoint()  # a log that is in the file is written from its beginning again
+        with suppress(StorageFullError):
             self._store.probe(ROOM_BYTES)
             self._room = _Room.ENOUGH
             self._listener.room()
@@ -155,19 +157,24 @@ class Writer:
             self._room = _Room.NONE
             self._listener.full(error)
             return
-        size_bytes = sum(len(body) for _, body in taken.records)
         self.commits.durations.add(time.perf_counter() - begin_s)
         self.commits.records += len(taken.records)
-        self.commits.bytes += size_bytes
+        self.commits.bytes += sum(len(body) for _, body in taken.records)
         self._listener.committed(last)
-        self._checkpoint(size_bytes)
+        self._checkpoint()
 
-    def _checkpoint(self, committed_bytes: int) -> None:
-        """Now and then. For want of room the WAL stays as it is; the next commit tells whether that is bad."""
-        self._wal_pages += committed_bytes // 2048 + 2  # a page is rarely full when it is committed
-        if self._wal_pages >= CHECKPOINT_PAGES:
+    def _checkpoint(self) -> None:
+        """Now and then. For want of room the WAL stays as it is; the next commit tells whether that is bad.
+
+        While somebody reads it the WAL cannot be begun anew, and there is no use in trying at every commit.
+        """
+        pages = self._store.wal_pages
+        if pages < CHECKPOINT_PAGES:
+            self._checkpoint_at = CHECKPOINT_PAGES
+        elif pages >= self._checkpoint_at:
+            self._checkpoint_at = pages + CHECKPOINT_PAGES // 4
             with suppress(StorageFullError):
-                self._wal_pages = self._store.checkpoint()
+                self._store.checkpoint()
 
     def _work(self, jobs: list[Job]) -> None:
         for job in jobs:

@@ -80,6 +80,7 @@ class HostAgent:
         self.listeners: list[Listener] = []
         self._timer: Timer | None = None
         self._alive_sessions = 0
+        self._booted = 0
 
     def start(self) -> None:
         """Take the history of the journal up, on the running loop. Raises ``Refused`` for settings it cannot have."""
@@ -87,11 +88,16 @@ class HostAgent:
             return
         self.journal.on_rolled_back = self._rolled_back
         self.journal.on_room = self._room_again
-        self.journal.on_failed = lambda _error: self.failed.set()
+        self.journal.on_failed = self._failed
         self.journal.start()
-        unix_offset_ns = self._config.unix_offset_ns - self._offset_ns
-        self.submit(Boot(config=replace(self._config, boot_id=self.journal.boot_id, unix_offset_ns=unix_offset_ns)))
+        self._boot(self.journal)
         self._set_timer()
+
+    def _boot(self, journal: DurableJournal) -> None:
+        """The history goes on in this process, as soon as that is on the disk: ``_booted`` is its record's number."""
+        unix_offset_ns = self._config.unix_offset_ns - self._offset_ns
+        self.submit(Boot(config=replace(self._config, boot_id=journal.boot_id, unix_offset_ns=unix_offset_ns)))
+        self._booted = journal.applied
 
     def now_ns(self) -> int:
         """The time of this host: it stands still while no process has taken its history up, or its disk is full."""
@@ -227,17 +233,27 @@ class HostAgent:
         self.machine.become(machine)
         self._alive_sessions = len(machine.state.sessions)
         self.close()
-        failure = failure_of(StorageFullError("the disk is full"))
+        self._end_streams(StorageFullError("the disk is full"))
+        for listener in self.listeners:
+            listener.rolled_back()
+
+    def _failed(self, error: JournalError) -> None:
+        """Nothing is answered any more, and who waits for an answer hears why."""
+        self._end_streams(error)
+        self.failed.set()
+
+    def _end_streams(self, error: JournalError) -> None:
+        failure = failure_of(error)
         assert failure is not None
         self.outcomes.finish(failure)
         self.attachments.abandon(failure)
         self.exit_watchers.finish(failure)
         self.history.roll_back(failure)
-        for listener in self.listeners:
-            listener.rolled_back()
 
     def _room_again(self) -> None:
         self._offset_ns = self.state.now_ns - self.clock.now_ns()
+        if isinstance(self.journal, DurableJournal) and self.journal.durable < self._booted:
+            self._boot(self.journal)  # it started on a full disk
         self._set_timer()
 
     # -- time ----------------------------------------------------------------------------------------------------------

@@ -119,6 +119,13 @@ _RETRY_MS: Final = {
 }
 
 
+# What the disk said, and where, is for the host's log: a caller can do nothing about either.
+_STORAGE_FULL: Final = (
+    "the host's disk is full: what was under way has not happened, and no new work is taken until there is room"
+)
+_STORAGE_FAILED: Final = "the host could not write its journal, and stops: what is not on the disk is not answered"
+
+
 @dataclass(eq=False)
 class Failure(Exception):  # noqa: N818 -- a refusal, as the machine's ``Refused``
     """A refusal on its way to the caller: a reason of the registry, a text for people, and what the text is made of.
@@ -174,9 +181,9 @@ def failure_of(error: Exception) -> Failure | None:
         case FieldError():
             return field_invalid(error.field, error.expected, error.got)
         case StorageFullError():
-            return Failure.because("STORAGE_FULL", f"{error}: the host takes no new work until there is room")
+            return Failure.because("STORAGE_FULL", _STORAGE_FULL)
         case JournalError():
-            return Failure.because("STORAGE_FAILED", f"{error}: the host stops")
+            return Failure.because("STORAGE_FAILED", _STORAGE_FAILED)
         case CoreBug():
             return Failure.because("INTERNAL_INVARIANT", f"a bug of the host: {error}", invariant=str(error))
         case _:

@@ -77,8 +77,9 @@ class Scribe:
     def save(self, directory: Path) -> None:
         """Write everything into a directory's journal."""
         make_directory(directory)
-        with Store(directory, write=True) as store:
-            store.append(self.bodies, len(self.bodies), self.crc)
+        store = Store(directory, write=True)
+        store.append(self.bodies, len(self.bodies), self.crc)
+        store.close_in_peace()
 
 
 def history() -> Scribe:

@@ -14,6 +14,7 @@ from host_agent.journal.compaction import forget_parts, forget_records, forget_s
 from host_agent.journal.directory import DirectoryLock
 from host_agent.journal.errors import DirectoryInUseError, JournalError
 from host_agent.journal.inspection import truncate, verify
+from host_agent.journal.mark import MARK
 from host_agent.journal.recovery import recover
 from host_agent.journal.snapshot import snapshots, write_snapshot
 from host_agent.journal.snapshotter import make_snapshot
@@ -141,7 +142,8 @@ def test_killed_between_snapshot_and_compaction(tmp_path: Path) -> None:
     with Store(tmp_path / "d", write=False) as store:
         assert recover(store, CONFIG).machine.digest() == scribe.machine.digest()
     forget_parts(tmp_path / "d")
-    assert sorted(path.name[:8] for path in (tmp_path / "d").iterdir()) == [DATABASE[:8]] + ["snapshot"] * 3
+    assert {path.name[:8] for path in (tmp_path / "d").iterdir()} == {MARK[:8], DATABASE[:8], "snapshot"}
+    assert len(list((tmp_path / "d").glob("snapshot*"))) == 3, "the half one is gone"
     assert not verify(tmp_path / "d").problems
 
 

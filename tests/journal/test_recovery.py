@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,11 @@ import pytest
 
 from host_agent.commands import Boot
 from host_agent.journal.directory import make_directory
-from host_agent.journal.errors import DamagedError, JournalError, ReplayMismatchError
+from host_agent.journal.durable import DurableJournal
+from host_agent.journal.errors import DamagedError, JournalError, ReplayMismatchError, VersionError
+from host_agent.journal.inspection import truncate, verify
+from host_agent.journal.journal import JournalOptions
+from host_agent.journal.mark import MARK, Mark
 from host_agent.journal.record import pack_record, unpack_record
 from host_agent.journal.recovery import Recovered, check_tail, read_chain, recover, replay_records
 from host_agent.journal.store import DATABASE, Store
@@ -156,7 +162,10 @@ def _read_through(directory: Path) -> list[tuple[int, bytes]]:
 
 
 def test_a_torn_commit_never_was(tmp_path: Path) -> None:
-    """The WAL cut off anywhere: the machine is one of those that were, and never a later one than was written."""
+    """The WAL cut off anywhere: the machine is one of those that were, and never a later one than was written.
+
+    That is a power cut: nobody was told of what is lost. Where the mark says that somebody was, it is damage.
+    """
     scribe = history()
     make_directory(tmp_path / "live")
     with Store(tmp_path / "live", write=True) as store:
@@ -173,13 +182,91 @@ def test_a_torn_commit_never_was(tmp_path: Path) -> None:
         (tmp_path / "torn" / f"{DATABASE}-shm").unlink(missing_ok=True)
         copy = tmp_path / f"cut-{size}"
         shutil.copytree(tmp_path / "torn", copy)
+        mark = (copy / MARK).read_bytes()
+        (copy / MARK).unlink()
         found = _recovered(copy)
         assert found.machine.digest() == known[found.n]
         ends.append(found.n)
+        (copy / MARK).write_bytes(mark)
+        if found.n < len(scribe.bodies):
+            with pytest.raises(
+                DamagedError, match=rf"record {len(scribe.bodies)} was acknowledged.* ends .* {found.n}:"
+            ):
+                _recovered(copy)
         shutil.rmtree(copy)
     assert ends[0] == len(scribe.bodies)
     assert ends == sorted(ends, reverse=True)
     assert len(set(ends)) > 3, "commits were lost, one by one"
+
+
+def test_a_flipped_bit_in_the_last_commits_is_no_power_cut(tmp_path: Path) -> None:
+    """Each frame of the log in turn: what was acknowledged and is gone is missed, though SQLite and the books are fine.
+
+    The way out is the one of every damaged end.
+    """
+    scribe = history()
+    make_directory(tmp_path / "live")
+    with Store(tmp_path / "live", write=True) as store:
+        for (n, body), crc in zip(scribe.bodies, _crcs(scribe.bodies), strict=True):
+            store.append([(n, body)], n, crc)
+        shutil.copytree(tmp_path / "live", tmp_path / "d")
+    wal = tmp_path / "d" / f"{DATABASE}-wal"
+    found = 0
+    for offset in range(32 + 24 + 2000, wal.stat().st_size, 24 + 4096):
+        (tmp_path / "d" / f"{DATABASE}-shm").unlink(missing_ok=True)
+        with changed_byte(wal, offset), suppress(DamagedError, VersionError):
+            _recovered(tmp_path / "d")
+            continue
+        found += 1
+    assert found == len(range(32 + 24 + 2000, wal.stat().st_size, 24 + 4096)), "every frame counts"
+    assert _recovered(tmp_path / "d").n == len(scribe.bodies), "looking at it has changed nothing"
+
+
+def test_the_mark_of_another_end_is_found(tmp_path: Path) -> None:
+    """The number is there, and the record is not the one that was acknowledged. A damaged mark accuses nobody."""
+    scribe = history()
+    scribe.save(tmp_path / "d")
+    mark = Mark(tmp_path / "d")
+    mark.put(5, 1234)
+    with pytest.raises(DamagedError, match=r"record 5 is not the one that was acknowledged.*--truncate-after 4"):
+        _recovered(tmp_path / "d")
+    mark.put(13, scribe.crc)
+    mark.close()
+    with changed_byte(tmp_path / "d" / MARK, 3):
+        assert _recovered(tmp_path / "d").n == 13
+        (problem,) = verify(tmp_path / "d").problems
+        assert "committed is damaged" in problem
+
+
+def test_a_host_that_cannot_start_leaves_the_evidence(tmp_path: Path) -> None:
+    """The damaged log is there for whoever looks next, and the directory is free."""
+    scribe = history()
+    make_directory(tmp_path / "live")
+    with Store(tmp_path / "live", write=True) as store:
+        store.append(scribe.bodies[:12], 12, list(_crcs(scribe.bodies))[11])
+        store.append(scribe.bodies[12:], 13, scribe.crc)
+    wal = tmp_path / "live" / f"{DATABASE}-wal"
+    with changed_byte(wal, wal.stat().st_size - 100):
+        damaged = wal.read_bytes()
+        for _ in range(2):
+            with pytest.raises(DamagedError, match="record 13 was acknowledged, and the journal ends with record 12"):
+                DurableJournal(JournalOptions(directory=tmp_path / "live"), CONFIG)
+        assert wal.read_bytes() == damaged
+    assert _recovered(tmp_path / "live").n == 13
+
+
+def test_a_cut_end_is_the_end(tmp_path: Path) -> None:
+    """What is given up is not missed afterwards."""
+    history().save(tmp_path / "d")
+    truncate(tmp_path / "d", 10)
+    assert _recovered(tmp_path / "d").n == 10
+
+
+def _crcs(bodies: list[tuple[int, bytes]]) -> Iterator[int]:
+    crc = 0
+    for _, body in bodies:
+        crc = unpack_record(body, crc).crc
+        yield crc
 
 
 def test_a_boot_of_another_history_keeps_what_there_is() -> None:

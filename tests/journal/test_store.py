@@ -120,3 +120,18 @@ def _sql(directory: Path, statement: str) -> None:
     connection.execute(statement)
     connection.commit()
     connection.close()
+
+
+def test_the_log_is_written_from_its_beginning_again(tmp_path: Path) -> None:
+    """After a checkpoint the next commit begins it anew; closed in peace it is no more, else it stays as it is."""
+    store = Store(tmp_path, write=True)
+    for n in range(1, 20):
+        store.append([(n, b"x" * 1000)], n, n)
+    grown = store.wal_pages
+    assert store.checkpoint() == 0
+    store.append([(20, b"x")], 20, 20)
+    assert 0 < store.wal_pages < grown
+    store.close()
+    assert (tmp_path / f"{DATABASE}-wal").stat().st_size
+    Store(tmp_path, write=True).close_in_peace()
+    assert not (tmp_path / f"{DATABASE}-wal").exists()

@@ -464,11 +464,33 @@ async def test_a_failed_write_stops_the_host(durable: World, disk: FaultyDisk, o
             await call()
         assert error_info(refused.value).reason == "STORAGE_FAILED"
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == (
+            "the host could not write its journal, and stops: what is not on the disk is not answered"
+        ), "no text of the disk's, and no path"
     assert disk.fired == 1
     assert durable.server.agent.failed.is_set()
     assert metric(durable, "fpstated_storage_failed") == 1
     with Store(journal_of(durable)._options.directory, write=False) as store:
         assert "vms/a" in recover(store, CONFIG).machine.state.vms
+
+
+@pytest.mark.asyncio
+async def test_streams_hear_of_a_failed_disk(durable: World, disk: FaultyDisk) -> None:
+    """Also those that nobody sends anything on: they end with STORAGE_FAILED, and not when the server is stopped."""
+    guest = await durable.guest(lease_s=3600)
+    stream = durable.sessions.Attach()
+    await stream.write(guest.hello())
+    assert (await read(stream)).HasField("attached")
+    watch = durable.exits.WatchExits(exit_pb2.WatchExitsRequest())
+    await watch.read()
+    disk.arm("sync")
+    with suppress(grpc.aio.AioRpcError):
+        await create_vm(durable, "b")
+    for each in (stream, watch):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.wait_for(each.read(), TIMEOUT_S)
+        assert error_info(refused.value).reason == "STORAGE_FAILED"
+    assert disk.fired == 1
 
 
 @pytest.mark.asyncio
@@ -480,6 +502,9 @@ async def test_a_full_disk_refuses_work_and_serves_reads(durable: World, disk: F
         await create_vm(durable, "b", "two")
     assert error_info(refused.value).reason == "STORAGE_FULL"
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.value.details() == (
+        "the host's disk is full: what was under way has not happened, and no new work is taken until there is room"
+    )
     assert disk.fired
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await create_vm(durable, "c")
@@ -546,6 +571,26 @@ async def test_a_full_disk_ends_the_streams(durable: World, disk: FaultyDisk) ->
     assert (await read(stream)).attached.vcpus[0].next_seq == 2
     stream.cancel()
     await assert_recovers(durable)
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_starts_on_a_full_disk_boots_when_there_is_room(tmp_path: Path, disk: FaultyDisk) -> None:
+    """It had drained. Until its boot is on the disk it is the host it was, and then the one it was told to be."""
+    async with started(tmp_path, disk) as world:
+        await create_vm(world, "a")
+        await world.server.drain_and_stop(0)
+    disk.arm("write", full=True, sticky=True)
+    async with started(tmp_path, disk, byte_limit=123_456) as world:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create_vm(world, "b", "two")
+        assert error_info(refused.value).reason == "STORAGE_FULL"
+        listed = await world.vms.ListVms(vm_pb2.ListVmsRequest())
+        assert [vm.name for vm in listed.vms] == ["vms/a"]
+        disk.disarm()
+        assert (await _when_there_is_room(world, "b", "two")).vm.name == "vms/b"
+        state = world.server.agent.state
+        assert (state.draining, state.allocator.host.limit_bytes) == (False, 123_456)
+        await assert_recovers(world)
 
 
 @pytest.mark.asyncio
