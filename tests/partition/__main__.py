@@ -1,0 +1,34 @@
+"""``python -m tests.partition --rounds N``: processes that are cut off and stopped; the last line has the figures."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+
+from tests.partition.run import Partition
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; status 1 where something was lost, somebody harmed, or anything else was not as it has to be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.partition", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11, help="how many troubles; 11 kinds take turns (default 11)")
+    parser.add_argument("--seed", type=int, default=None, help="of their order, and of whom they meet")
+    asked = parser.parse_args(arguments)
+    seed = asked.seed if asked.seed is not None else secrets.randbelow(1 << 32)
+    print(f"seed {seed}; again: python -m tests.partition --rounds {asked.rounds} --seed {seed}", flush=True)
+    partition = Partition(asked.rounds, seed)
+    partition.run()
+    found = partition.verdict
+    for wrong in found.wrong:
+        print(f"wrong: {wrong}")
+    print(
+        f"rounds: {partition.rounds}, acknowledged: {partition.acknowledged:,}, lost: {found.lost}, "
+        f"harmed: {found.harmed}, fenced: {found.fenced}, decisions: {partition.decisions:,}, wrong: {len(found.wrong)}"
+    )
+    return 1 if found.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
