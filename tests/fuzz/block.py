@@ -111,7 +111,8 @@ class Block:
 
     async def _send(self, sender: Sender, sent: Input, *, keep: bool = False) -> Answer:
         answer = await sender.send(sent)
-        self.codes[sent.path.rpartition("/")[2], answer.code.name] += 1
+        code = "ENDED_WHILE_WRITING" if answer.text == "Internal error from Core" else answer.code.name
+        self.codes[sent.path.rpartition("/")[2], code] += 1
         if answer.crash:
             self.findings.crashes.append(f"{sent.path} as {sent.role}: {answer.crash}")
             self.findings.crash = self.findings.crash or sent

@@ -28,6 +28,7 @@ _TEXTS: Final = (
     "\x00", "\u202e", "\U0001f980",
     "vms/" + "a" * 63, "vms/" + "a" * 64, "vms/prey-0/vcpus/99999999999999999999", "%s%n", "a" * 129, "x" * 70_000,
     "sessions/none", "controls/none", "faults/none", "*", "byte_limit", "owner.pid", "-1", "\u0660", "nan", "\n",
+    "W1tb" * 5000, "bnVsbA==", "WzEsMl0=",
 )  # fmt: skip
 _INT_RANGES: Final = {
     FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),

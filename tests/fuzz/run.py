@@ -27,6 +27,8 @@ INPUTS_PER_BLOCK: Final = 600
 #: From so many blocks on resident memory is judged: half of them warm it up.
 _BLOCKS_JUDGED: Final = 40
 _RSS_FACTOR: Final = 1.10
+#: What a host keeps of the past is bounded by count: small here, so that it is full while a run is young.
+BOUNDS: Final = ("--request-ids", "500", "--settled-exits", "200", "--sessions", "500", "--snapshot-every", "5000")
 
 
 @dataclass
@@ -48,11 +50,15 @@ class Run:
         """Run it; ``found`` says what came of it."""
         with tempfile.TemporaryDirectory(prefix="fpstated-fuzz-") as scratch:
             certificates = Certificates(Path(scratch) / "certs")
-            hosts = (LiveHost(Path(tempfile.mkdtemp(dir=scratch)), certificates=certificates) for _ in iter(int, 1))
-            with next(hosts) as host:
+
+
+            def make_host() -> LiveHost:
+                return LiveHost(Path(tempfile.mkdtemp(dir=scratch)), *BOUNDS, certificates=certificates)
+
+            with make_host() as host:
                 self._on(host)
             if self.found and self.shrink and self._failed is not None:
-                self._shrink(lambda: next(hosts), self._failed)
+                self._shrink(make_host, self._failed)
 
     _failed: Block | None = None
 
