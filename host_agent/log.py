@@ -110,7 +110,9 @@ def _decoded(number: int, value: object, expected: Any) -> Any:  # noqa: ANN401 
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise LogError(f"line {number}: not a record: {error!r}") from error
     if not isinstance(found, expected):
-        raise LogError(f"line {number}: expected {getattr(expected, '__name__', 'a command')}, got {type(found).__name__}")
+        raise LogError(
+            f"line {number}: expected {getattr(expected, '__name__', 'a command')}, got {type(found).__name__}"
+        )
     return found
 
 

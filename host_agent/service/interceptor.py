@@ -5,7 +5,7 @@ Five things can come out of a servicer's method, and each has its answer:
     Refused, Failure, FieldError      the caller's mistake: the status of the table
     CancelledError, the call's own    the client has gone or its deadline is over: passed on
     CancelledError of something else  a bug: without an answer the client would hang until its deadline
-    grpc.aio.InternalError            gRPC could not send what it was to send: the client has gone, as if it had cancelled
+    grpc.aio.InternalError            gRPC could not send: the client has gone, as if it had cancelled
     anything else                     a bug: logged with its traceback; the caller hears INTERNAL and no more
 """
 

@@ -51,7 +51,6 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="fpstated-fuzz-") as scratch:
             certificates = Certificates(Path(scratch) / "certs")
 
-
             def make_host() -> LiveHost:
                 return LiveHost(Path(tempfile.mkdtemp(dir=scratch)), *BOUNDS, certificates=certificates)
 

@@ -19,8 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_text", description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="for all targets together (default 20)")
     parser.add_argument("--seed", type=int, default=None, help="of all chance; a new one is drawn and printed")
-    parser.add_argument("--target", action="append", choices=[each.name for each in TARGETS], help="only this; several times")
-    parser.add_argument("--engine", choices=("auto", "atheris", "mutation"), default="auto", help="auto: atheris where it is")
+    parser.add_argument(
+        "--target", action="append", choices=[each.name for each in TARGETS], help="only this; several times"
+    )
+    parser.add_argument(
+        "--engine", choices=("auto", "atheris", "mutation"), default="auto", help="auto: atheris where it is"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz_text"), help="for inputs that were found")
     parser.add_argument("--input", type=Path, metavar="FILE", help="only what is in this file, with one --target")
     asked = parser.parse_args(arguments)
@@ -46,7 +50,10 @@ def _run(targets: Sequence[Target], seconds: float, seed: int, folder: Path, *, 
             count, found = _mutated(target, seconds, seed, folder)
         inputs += count
         failures += found is not None
-        print(f"{target.name}: {count:,} inputs" if found is None else f"{target.name}: FAILED after {count:,} inputs", flush=True)
+        print(
+            f"{target.name}: {count:,} inputs" if found is None else f"{target.name}: FAILED after {count:,} inputs",
+            flush=True,
+        )
         if found is not None:
             _show(target, found)
     engine = "atheris" if atheris else "mutation"

@@ -17,7 +17,12 @@ def run_process(name: str, *, seconds: float, seed: int, folder: Path) -> tuple[
     corpus, found = folder / name, folder / f"crash-{name}"
     corpus.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.fuzz_text.covered", name, str(corpus)]
-    command += [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed % (1 << 32)}", "-timeout=10", "-rss_limit_mb=2048"]
+    command += [
+        f"-max_total_time={max(1, round(seconds))}",
+        f"-seed={seed % (1 << 32)}",
+        "-timeout=10",
+        "-rss_limit_mb=2048",
+    ]
     command += [f"-exact_artifact_path={found}", "-print_final_stats=1", "-max_len=20000"]
     found.unlink(missing_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,8 +18,9 @@ from tests.fuzz_text.targets import Target
 HANG_S: Final = 10
 _WORD: Final = re.compile(rb"[\w.-]+|\W")
 _STRANGE: Final = (
-    b"", b"0", b"-1", b"1e999", b"nan", b"99999999999999999999999", b"0x", b"\x00", b"\xff", b"\xc3\xa9", b"\xd9\xa3", b"\xe2\x80\xa8",
-    b"[" * 5000, b'{"a":' * 3000, b"=" * 3, b"pattern=1:99999999999", b"zero:4294967296", b"True", b"null", b"{}", b"[]", b'""',
+    b"", b"0", b"-1", b"1e999", b"nan", b"99999999999999999999999", b"0x", b"\x00", b"\xff", b"\xc3\xa9",
+    b"\xd9\xa3", b"\xe2\x80\xa8", b"[" * 5000, b'{"a":' * 3000, b"=" * 3, b"pattern=1:99999999999",
+    b"zero:4294967296", b"True", b"null", b"{}", b"[]", b'""',
 )  # fmt: skip
 
 
@@ -66,18 +67,15 @@ def _words_changed(rng: Random, raw: bytes) -> bytes:
     return b"".join(words)[:200_000]
 
 
-def run(target: Target, *, seconds: float, seed: int) -> tuple[int, bytes, BaseException | None]:
-    """Fuzz one target: how many inputs, and the one that failed with what it raised."""
-    rng = Random(f"{seed}/{target.name}")
+def run(target: Target, *, seconds: float, seed: int, least: int = 1) -> tuple[int, bytes, BaseException | None]:
+    """Fuzz one target, with ``least`` inputs at least: how many, and the one that failed with what it raised."""
     until = time.monotonic() + seconds
-    count = 0
-    for raw in inputs(target, rng):
-        count += 1
+    for count, raw in enumerate(inputs(target, Random(f"{seed}/{target.name}")), start=1):
         try:
             with no_hang():
                 target.check(raw)
         except Exception as error:  # noqa: BLE001 -- that is what is looked for
             return count, raw, error
-        if time.monotonic() > until and count > len(target.seeds):
+        if time.monotonic() > until and count >= max(least, len(target.seeds)):
             return count, b"", None
     raise AssertionError("there is always another input")

@@ -29,9 +29,9 @@ from guest_agent.script_parser import ScriptError, parse_script
 from host_agent import commands as c
 from host_agent.events import GuestEvent, RegisterWrite, Wrmsr
 from host_agent.journal.command import BadCommandError, pack_command, unpack_command
-from host_agent.journal.snapshot import SnapshotError, read_snapshot, snapshot_bytes
 from host_agent.journal.outcome import outcome_text, pack_outcome
 from host_agent.journal.record import BadRecordError, pack_record, unpack_record
+from host_agent.journal.snapshot import SnapshotError, read_snapshot, snapshot_bytes
 from host_agent.log import LogError, config_line, read_log, record_line
 from host_agent.machine import HostMachine
 from host_agent.service.access.principal import IdentityError, local_principal, principal_of
@@ -62,7 +62,8 @@ class Target:
         try:
             self.call(raw)
         except self.errors as error:
-            assert self.says in str(error), f"{error!r} does not say {self.says!r}"
+            if self.says not in str(error):
+                raise AssertionError(f"{error!r} does not say {self.says!r}") from error
 
 
 def _text(raw: bytes) -> str:
@@ -131,8 +132,11 @@ def _made() -> HostMachine:
 
 
 _MACHINE: Final = _made()
-_SNAPSHOT: Final = snapshot_bytes(_MACHINE.state, 1, 2)[:-hashlib.sha256().digest_size]
-_EVENTS: Final = (GuestEvent("vms/a/vcpus/0", 1, Wrmsr(0x1C4, 0)), GuestEvent("vms/a/vcpus/0", 2, RegisterWrite(2, 0, b"x")))
+_SNAPSHOT: Final = snapshot_bytes(_MACHINE.state, 1, 2)[: -hashlib.sha256().digest_size]
+_EVENTS: Final = (
+    GuestEvent("vms/a/vcpus/0", 1, Wrmsr(0x1C4, 0)),
+    GuestEvent("vms/a/vcpus/0", 2, RegisterWrite(2, 0, b"x")),
+)
 _BATCH: Final = c.SubmitBatch(session="sessions/s", epoch=1, events=_EVENTS, received=(("vms/a/vcpus/0", 1),))
 _CREATE: Final = c.CreateVm(vm_id="a", labels={"a": "b"})
 _SCRIPTS: Final = tuple(shipped_script(order).read_bytes() for order in GrowthOrder)
@@ -156,7 +160,9 @@ TARGETS: Final = (
         "address:",
         (b"unix:/run/x", b"127.0.0.1:80", b"[::1]:1", b"localhost:65535", b"unix:///x"),
     ),
-    Target("target", lambda raw: check_address(_text(raw)), (ValueError,), "address:", (b"unix:/run/x", b"dns:x:1", b"h:1")),
+    Target(
+        "target", lambda raw: check_address(_text(raw)), (ValueError,), "address:", (b"unix:/run/x", b"dns:x:1", b"h:1")
+    ),
     Target("config", _config, (ConfigError,), "config.toml", (_HOST_TOML,)),
     Target(
         "environment",
@@ -171,10 +177,21 @@ TARGETS: Final = (
         lambda raw: parse_policies(_text(raw).splitlines()),
         (PolicyTextError,),
         "",
-        (b"vms/b=pause\nretry-after:base=0.1,factor=2,tries=5,then=pause", b"raise-limit:to=1MiB,scope=vm\nmigrate:target=x"),
+        (
+            b"vms/b=pause\nretry-after:base=0.1,factor=2,tries=5,then=pause",
+            b"raise-limit:to=1MiB,scope=vm\nmigrate:target=x",
+        ),
     ),
-    Target("uri", lambda raw: principal_of(_text(raw)), (IdentityError,), "expected", (b"spiffe://a.b/guest/x/vms/y/z",)),
-    Target("identity", lambda raw: local_principal(_text(raw)), (IdentityError,), "expected", (b"guest/x/vms/y", b"operator/local")),
+    Target(
+        "uri", lambda raw: principal_of(_text(raw)), (IdentityError,), "expected", (b"spiffe://a.b/guest/x/vms/y/z",)
+    ),
+    Target(
+        "identity",
+        lambda raw: local_principal(_text(raw)),
+        (IdentityError,),
+        "expected",
+        (b"guest/x/vms/y", b"operator/local"),
+    ),
     Target("traceparent", lambda raw: parse_traceparent(_text(raw)), (), "", (_TRACE,)),
     Target(
         "timeline",
@@ -199,7 +216,13 @@ TARGETS: Final = (
     Target("record", lambda raw: unpack_record(raw, 0), (BadRecordError,), "", (pack_record(0, 1, 2, b"c", b"o")[0],)),
     Target("snapshot", _snapshot, (SnapshotError,), "f", (_SNAPSHOT,)),
     Target("page-token", _page, (Failure,), "page_token", (b'["vms/a"]', b'[1,"vms/a/vcpus/0/exits/1"]')),
-    Target("page-token-text", lambda raw: page((), lambda _item: (), size=1, token=_text(raw)), (Failure,), "page_token", (b"WyJhIl0=",)),
-    Target("packed", _packed, (Failure,), "packed", (bytes.fromhex("0700000000000000" "00000000c4010000") + bytes(16),)),
+    Target(
+        "page-token-text",
+        lambda raw: page((), lambda _item: (), size=1, token=_text(raw)),
+        (Failure,),
+        "page_token",
+        (b"WyJhIl0=",),
+    ),
+    Target("packed", _packed, (Failure,), "packed", (bytes.fromhex("070000000000000000000000c4010000") + bytes(16),)),
     Target("http", _http, (), "", (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD /healthz HTTP/1.0\r\n\r\n")),
 )

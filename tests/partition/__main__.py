@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 
+from tests.partition.keepalive import measure
 from tests.partition.run import Partition
 
 
@@ -15,10 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.partition", description=__doc__)
     parser.add_argument("--rounds", type=int, default=11, help="how many troubles; 11 kinds take turns (default 11)")
     parser.add_argument("--seed", type=int, default=None, help="of their order, and of whom they meet")
+    parser.add_argument("--proxies", action="store_true", help="cut proxies, also where namespaces are allowed")
+    parser.add_argument("--keepalive", action="store_true", help="instead: how long until a dead peer is found")
     asked = parser.parse_args(arguments)
+    if asked.keepalive:
+        return _keepalive()
     seed = asked.seed if asked.seed is not None else secrets.randbelow(1 << 32)
     print(f"seed {seed}; again: python -m tests.partition --rounds {asked.rounds} --seed {seed}", flush=True)
-    partition = Partition(asked.rounds, seed)
+    partition = Partition(asked.rounds, seed, proxies=asked.proxies)
     partition.run()
     found = partition.verdict
     for wrong in found.wrong:
@@ -28,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"harmed: {found.harmed}, fenced: {found.fenced}, decisions: {partition.decisions:,}, wrong: {len(found.wrong)}"
     )
     return 1 if found.wrong else 0
+
+
+def _keepalive() -> int:
+    took, wrong = measure()
+    for each in wrong:
+        print(f"wrong: {each}")
+    print("found a dead peer after: " + ", ".join(f"{who} {seconds:.0f} s" for who, seconds in took.items()))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

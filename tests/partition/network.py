@@ -186,8 +186,10 @@ class Proxies:
         self._thread.join(10)
 
 
-def made_network(nodes: Sequence[str], folder: Path) -> tuple[Network, str]:
-    """Namespaces where that is allowed, else proxies and the reason."""
+def made_network(nodes: Sequence[str], folder: Path, *, proxies: bool) -> tuple[Network, str]:
+    """Namespaces where that is allowed and proxies are not wished for, else proxies and the reason."""
+    if proxies:
+        return Proxies(folder), "as asked"
     try:
         return Namespaces(f"fpstated-{os.getpid()}", nodes), ""
     except OSError as error:

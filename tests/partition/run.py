@@ -19,7 +19,8 @@ from tests.partition.world import COUNTING, EXITING, NODES, World
 class Partition:
     """One run of so many rounds."""
 
-    def __init__(self, rounds: int, seed: int) -> None:
+    def __init__(self, rounds: int, seed: int, *, proxies: bool = False) -> None:
+        self._proxies = proxies
         self.verdict = Verdict()
         self.acknowledged = self.decisions = 0
         self.rounds = 0
@@ -29,7 +30,7 @@ class Partition:
     def run(self) -> None:
         """Run it."""
         with tempfile.TemporaryDirectory(prefix="fpstated-partition-") as folder:
-            world = World(Path(folder))
+            world = World(Path(folder), proxies=self._proxies)
             try:
                 reason = f" ({world.no_namespaces})" if world.no_namespaces else ""
                 print(f"through {world.network.kind}{reason}", flush=True)

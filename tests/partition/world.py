@@ -20,6 +20,7 @@ from tests.partition.process import LineProcess
 from tests.service.certificates import Certificates
 
 LEASE_S: Final = 3.0
+METRICS_PORT: Final = 7412
 OBSERVER: Final = "observer"
 COUNTING: Final = ("g0", "g1")
 EXITING: Final = "e"
@@ -31,11 +32,11 @@ _CLONE_NEWNET: Final = 0x4000_0000
 class World:
     """All of them, and how they are started anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, proxies: bool = False) -> None:
         self._folder = folder
         self._stack = ExitStack()
         self.network: Network
-        self.network, self.no_namespaces = made_network(NODES, folder)
+        self.network, self.no_namespaces = made_network(NODES, folder, proxies=proxies)
         self._stack.callback(self.network.close)
         self.certificates = Certificates(folder / "certs") if isinstance(self.network, Namespaces) else None
         self.processes: dict[str, LineProcess] = {}
@@ -66,11 +67,18 @@ class World:
             self._folder,
             "--exit-deadline",
             "3600",
+            *self._metrics(),
             certificates=self.certificates,
             listen=self.network.listen(),
             prefix=self.network.prefix(HOST),
         )
         return self._stack.enter_context(host)
+
+    def _metrics(self) -> tuple[str, ...]:
+        """Where the observer can reach them."""
+        if isinstance(self.network, Namespaces):
+            return ("--metrics", f"{self.network.ip_of(HOST)}:{METRICS_PORT}", "--metrics-anywhere")
+        return ()
 
     def start(self, node: str) -> LineProcess:
         """Start the process of a node, or start it anew."""

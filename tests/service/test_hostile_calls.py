@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import pytest
 from fpstate.v1 import session_pb2, vcpu_pb2, vm_pb2
-from grpc_health.v1 import health_pb2
 
 from fpu_core.cpuid import builtin_profile, format_cpuid_dump
 from host_agent.service import session_service
@@ -119,13 +118,9 @@ async def test_a_stream_that_never_says_hello_ends(world: World, monkeypatch: py
 async def test_health_lists_every_service(world: World) -> None:
     """The call that grpcio's servicer does not have: by itself it would be a bug of the host."""
     async with grpc.aio.insecure_channel(world.server.address) as channel:
-        raw = await channel.unary_unary("/grpc.health.v1.Health/List")(b"", timeout=TIMEOUT_S)
-        empty = channel.unary_unary(
-            "/grpc.health.v1.Health/Check", response_deserializer=health_pb2.HealthCheckResponse.FromString
-        )
-        checked = await empty(b"", timeout=TIMEOUT_S)
-    assert all(service.encode() in raw for service in SERVICES)
-    assert checked.status == health_pb2.HealthCheckResponse.SERVING
+        listing: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+        listed: bytes = await listing(b"", timeout=TIMEOUT_S)
+    assert all(service.encode() in listed for service in SERVICES)
 
 
 @pytest.mark.asyncio

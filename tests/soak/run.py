@@ -17,7 +17,7 @@ import grpc
 from tests.live.healthy import healthy_outcomes
 from tests.live.host import LiveHost
 from tests.live.proxy import CuttingProxy
-from tests.soak.judge import Samples
+from tests.soak.judge import Sample, Samples
 from tests.soak.storms import Storms
 
 #: What the host keeps of the past is bounded by count: small here, so that it is full while the run is young.
@@ -71,7 +71,8 @@ class Soak:
                 if not host.alive:
                     self.wrong.append("the process has ended")
                     break
-                self.samples.figures.append(host.figures())
+                streams = await asyncio.to_thread(_streams_given_up, host)
+                self.samples.samples.append(Sample(host.figures(), streams))
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -84,3 +85,9 @@ class Soak:
                 self.failures[f"{name}: {error!r}"[:300]] += 1
                 await asyncio.sleep(0.05)
             self.rounds[name] += 1
+
+
+def _streams_given_up(host: LiveHost) -> int:
+    """Streams that ended otherwise than well, until now."""
+    handled = ((name, count) for name, count in host.metrics().items() if name.startswith("grpc_server_handled_total"))
+    return int(sum(count for name, count in handled if "_stream" in name and 'grpc_code="OK"' not in name))
