@@ -28,7 +28,10 @@ INPUTS_PER_BLOCK: Final = 600
 _BLOCKS_JUDGED: Final = 40
 _RSS_FACTOR: Final = 1.10
 #: What a host keeps of the past is bounded by count: small here, so that it is full while a run is young.
-BOUNDS: Final = ("--request-ids", "500", "--settled-exits", "200", "--sessions", "500", "--snapshot-every", "5000")
+BOUNDS: Final = (
+    *("--request-ids", "500", "--settled-exits", "200", "--sessions", "500", "--snapshot-every", "5000"),
+    *("--exit-deadline", "3600"),
+)
 
 
 @dataclass

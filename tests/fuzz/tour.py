@@ -76,7 +76,7 @@ guest VcpuService/DeleteVcpu {"name": "vms/prey-0/vcpus/2"}
 guest GuestSessionService/OpenSession {"clientName": "old", "vcpus": ["vms/prey-0/vcpus/0"]}
 guest GuestSessionService/OpenSession {"clientName": "x", "vcpus": ["vms/prey-0/vcpus/1"], "runMode": "RUN_MODE_EXPLICIT"}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "batch": {"events": {"events": [{"vcpu": "vms/prey-0/vcpus/1", "seq": "1", "enter": {}}, {"vcpu": "vms/prey-0/vcpus/1", "seq": "2", "preempt": {"cpu": 1}}, {"vcpu": "vms/prey-0/vcpus/1", "seq": "3", "leave": {}}]}}}
-guest GuestSessionService/OpenSession {"clientName": "new", "vcpus": ["vms/prey-0/vcpus/0", "vms/prey-1/vcpus/0"], "requiredCapabilities": ["vcpu-state"], "lease": "20s"}
+guest GuestSessionService/OpenSession {"clientName": "new", "vcpus": ["vms/prey-0/vcpus/0", "vms/prey-1/vcpus/0"], "requiredCapabilities": ["vcpu-state"], "lease": "600s"}
 guest GuestSessionService/KeepAlive {"session": "$session", "epoch": "$epoch"}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "batch": {"events": {"events": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "1", "xsetbv": {"value": "7"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "2", "wrmsr": {"msr": 452, "value": "262144"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "3", "xsetbv": {"value": "393959"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "4", "nm": {"cr0Ts": false}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "5", "rdmsr": {"msr": 453}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "6", "wrmsr": {"msr": 452}}]}}}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "wait": "WAIT_MODE_FINAL", "batch": {"outcomesReceivedThrough": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "3"}], "events": {"events": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "7", "registerWrite": {"feature": 2, "offset": 0, "data": "AAECAwQFBgc="}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "8", "registerRead": {"feature": 2, "offset": 0, "length": 8}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "9", "tile": {"op": "TILE_OP_LDTILECFG", "memory": "$tilecfg"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "10", "tile": {"op": "TILE_OP_TILEZERO", "tile": 1}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "11", "xgetbv": {"index": 1}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "12", "writeCr4": {"value": "262144"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "13", "xsave": {"insn": "XSAVE_INSN_XSAVEC", "rfbm": "7", "memory": "$zeros"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "14", "xsave": {"insn": "XSAVE_INSN_XRSTOR", "rfbm": "7", "memory": "$zeros"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "15", "xfdSync": {"xfd": "0"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "16", "hlt": {}}]}}}
@@ -87,8 +87,8 @@ guest GuestSessionService/Attach {"hello": {"session": "$session", "epoch": "$ep
 | {"batch": {"events": {"events": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "18", "registerRead": {"feature": 18, "offset": 0, "length": 8192}}]}}}
 | {"batch": {"packed": {"vcpus": ["vms/prey-0/vcpus/0"], "records": "$packed"}, "outcomesReceivedThrough": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "2"}]}}
 | {"directiveAck": {"id": "1", "vcpu": "vms/prey-0/vcpus/0"}}
-controller ExitService/AcquireControl {"controllerName": "old", "lease": "10s", "scope": "vms/prey-0"}
-controller ExitService/AcquireControl {"controllerName": "fuzz", "lease": "10s"}
+controller ExitService/AcquireControl {"controllerName": "old", "lease": "600s", "scope": "vms/prey-0"}
+controller ExitService/AcquireControl {"controllerName": "fuzz", "lease": "600s"}
 controller ExitService/RenewControl {"control": "$control", "epoch": "$control_epoch"}
 guest ExitService/ListExits {"vm": "vms/prey-1", "pageSize": 1, "states": ["EXIT_STATE_OPEN"]}
 guest ExitService/WatchExits {"vm": "vms/prey-1", "fromRevision": "1"}
@@ -122,8 +122,8 @@ stranger ServerReflection/ServerReflectionInfo {"listServices": "x"}
 guest VmService/ResetVm {"name": "vms/prey-0"}
 controller ExitService/ReleaseControl {"control": "$control", "epoch": "$control_epoch"}
 guest GuestSessionService/CloseSession {"session": "$session", "epoch": "$epoch"}
-guest GuestSessionService/OpenSession {"clientName": "last", "vcpus": ["vms/prey-0/vcpus/0"], "lease": "60s"}
-controller ExitService/AcquireControl {"controllerName": "fuzz", "lease": "60s"}
+guest GuestSessionService/OpenSession {"clientName": "last", "vcpus": ["vms/prey-0/vcpus/0"], "lease": "600s"}
+controller ExitService/AcquireControl {"controllerName": "fuzz", "lease": "600s"}
 """  # noqa: E501 -- a request is a line
 
 

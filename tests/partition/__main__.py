@@ -14,7 +14,7 @@ from tests.partition.run import Partition
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; status 1 where something was lost, somebody harmed, or anything else was not as it has to be."""
     parser = argparse.ArgumentParser(prog="python -m tests.partition", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11, help="how many troubles; 11 kinds take turns (default 11)")
+    parser.add_argument("--rounds", type=int, default=12, help="how many troubles; 12 kinds take turns (default 12)")
     parser.add_argument("--seed", type=int, default=None, help="of their order, and of whom they meet")
     parser.add_argument("--proxies", action="store_true", help="cut proxies, also where namespaces are allowed")
     parser.add_argument("--keepalive", action="store_true", help="instead: how long until a dead peer is found")

@@ -59,7 +59,8 @@ class Troubles:
             "guest cut off, towards the host": lambda: self._cut_guest(_LONG_S, to_host=True),
             "guest cut off, from the host": lambda: self._cut_guest(_LONG_S, to_node=True),
             "guest stopped, longer than its lease": self._stop_guest,
-            "guest cut off and replaced": self._replace_guest,
+            "guest cut off and replaced within its lease": lambda: self._replace_guest(_SHORT_S),
+            "guest cut off and replaced after its lease": lambda: self._replace_guest(_LONG_S),
             "controller cut off, both ways": lambda: self._cut_controller(to_host=True, to_node=True),
             "controller cut off, towards the host": lambda: self._cut_controller(to_host=True, to_node=False),
             "controller cut off, from the host": lambda: self._cut_controller(to_host=False, to_node=True),
@@ -89,13 +90,13 @@ class Troubles:
             guest.resume()
         self._goes_on(guest)
 
-    def _replace_guest(self) -> None:
+    def _replace_guest(self, after_s: float) -> None:
         """Another agent takes the vCPU over meanwhile; it finds what was acknowledged, and the first one is fenced."""
         guest = self._world.processes[self._rng.choice(COUNTING)]
         self._world.network.cut(guest.name, to_host=True, to_node=True)
         vcpu = f"vms/{guest.name}/vcpus/0"
         try:
-            self._silent(guest, _SHORT_S)
+            self._silent(guest, after_s)
             with (
                 self._world.operator() as client,
                 open_session(client.channel, vcpus=[vcpu], client_name="another", lease_s=LIMIT_S) as session,
@@ -161,6 +162,9 @@ class Troubles:
         else:
             self._verdict.wrong.append(f"{controller.name} was replaced and was not fenced: {controller.last_words}")
         self._goes_on(self._world.processes[EXITING])
+        for each in (self._world.processes[node] for node in CONTROLLERS):
+            if not each.alive:
+                self._verdict.wrong.append(f"{each.name} has ended: {each.last_words}")
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
