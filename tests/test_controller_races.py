@@ -436,7 +436,7 @@ class _LateStub:
 
 @pytest.mark.asyncio
 async def test_a_lease_begins_when_it_was_asked_for() -> None:
-    """An answer that comes late brings what is left of it, here nothing: whoever has the scope now has fenced nobody."""
+    """An answer that comes late brings what is left of it, here nothing: whoever has the scope now fenced nobody."""
     stub: Any = _LateStub(lease_s=0.05)
     config = ControllerConfig(name="late", lease_s=0.05)
     control = Control(stub, config, seeded_draw(0), lambda _event: None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ from vmm_controller.policy import parse_policies
 from vmm_controller.policy.parse import PolicyTextError
 
 _SCRATCH: Final = Path(tempfile.mkdtemp(prefix="fpstated-fuzz-text-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
