@@ -37,9 +37,9 @@ from fpstated.client import (
 from fpstated.testing_host import HostUnderTest, host_on_a_thread
 from guest_agent.call import BlockingCalls
 from guest_agent.directive import DirectiveListener
-from host_agent.service.clock import ManualClock
 from guest_agent.opening import SessionKey
 from guest_agent.outcome import Refusal
+from host_agent.service.clock import ManualClock
 from host_agent.state import HostConfig
 
 XFD, XFD_ERR = 0x1C4, 0x1C5

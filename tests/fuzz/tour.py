@@ -99,6 +99,7 @@ controller ExitService/ResolveExit {"name": "$exit", "generation": "$generation"
 ?controller ExitService/ResolveExit {"name": "$exit", "generation": "$generation", "control": "$control", "controlEpoch": "$control_epoch", "decision": {"reclaim": {"victims": ["vms/prey-0/vcpus/0"]}}}
 ?controller ExitService/ResolveExit {"name": "$exit", "generation": "$generation", "control": "$control", "controlEpoch": "$control_epoch", "decision": {"migrate": {"target": "x"}}}
 controller ExitService/ResolveExit {"name": "$exit", "generation": "$generation", "control": "$control", "controlEpoch": "$control_epoch", "decision": {"injectGp": {}}}
+controller ExitService/ListDecisions {"vm": "vms/prey-1", "pageSize": 1}
 fault FaultService/ArmFault {"fault": {"point": "fpstate.realloc.alloc", "scope": {"vm": "vms/prey-0", "owner": "fuzz"}, "attributes": {"times": "1", "interval": "1", "probabilityPpm": 500000, "seed": "1"}, "action": {"errnoAction": {"errnoValue": 12}}}}
 fault FaultService/GetFault {"name": "$fault"}
 fault FaultService/ListFaults {"pageSize": 1, "owner": "fuzz"}

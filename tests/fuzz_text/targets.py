@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from fpstate.v1 import event_pb2
-from prometheus_client import CollectorRegistry
 
 from fpstated.config.show import print_config
 from fpstated.config.sources import ConfigError, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
+from fpstated.link.http import HttpListener, health_page, loopback_address
 from fpstated.link.trace import parse_traceparent
 from fpstated.timeline import parse_any
 from fpu_core.config import boot
@@ -38,7 +38,6 @@ from host_agent.log import LogError, config_line, read_log, record_line
 from host_agent.machine import HostMachine
 from host_agent.service.access.principal import IdentityError, local_principal, principal_of
 from host_agent.service.address import AddressError, parse_address
-from host_agent.service.admin import AdminHttp
 from host_agent.service.errors import Failure
 from host_agent.service.paging import page
 from host_agent.service.translate.packed import decode
@@ -124,7 +123,7 @@ def _packed(raw: bytes) -> None:
 
 
 def _http(raw: bytes) -> None:
-    AdminHttp(CollectorRegistry(), lambda: True, "127.0.0.1:0")._answer(raw)
+    HttpListener("127.0.0.1", 0, {"/healthz": health_page(lambda: True)})._answer(raw)
 
 
 def _made() -> HostMachine:
@@ -227,5 +226,8 @@ TARGETS: Final = (
         (b"WyJhIl0=",),
     ),
     Target("packed", _packed, (Failure,), "packed", (bytes.fromhex("070000000000000000000000c4010000") + bytes(16),)),
+    Target(
+        "loopback", lambda raw: loopback_address(_text(raw)), (ValueError,), "expected", (b"127.0.0.1:80", b"[::1]:1")
+    ),
     Target("http", _http, (), "", (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"HEAD /healthz HTTP/1.0\r\n\r\n")),
 )
