@@ -78,6 +78,9 @@ def host_config(settings: Settings) -> HostConfig:
         exit_default=DecisionKind[settings["exit-default"].upper().replace("-", "_")],
         faults=settings["faults"],
         check_invariants=settings["check-invariants"],
+        max_sessions=settings["sessions"],
+        max_request_ids=settings["request-ids"],
+        max_resolved_exits=settings["settled-exits"],
     )
 
 

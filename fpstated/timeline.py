@@ -41,7 +41,7 @@ def parse_line(raw: str) -> TimelineLine | None:
     """Read one line of a process; None for anything that is not a line of a timeline."""
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("lane") not in LANES or not isinstance(record.get("t"), int):
         return None
@@ -75,9 +75,9 @@ def parse_any(raw: str, *, wall_offset_ns: int) -> TimelineLine | None:
         return line
     try:
         event = json.loads(raw)
-    except ValueError:
-        return None
-    return _controller_line(event, wall_offset_ns) if isinstance(event, dict) else None
+        return _controller_line(event, wall_offset_ns) if isinstance(event, dict) else None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None  # no event of ours, whatever it looks like
 
 
 def _controller_line(event: Mapping[str, Any], wall_offset_ns: int) -> TimelineLine | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from fpu_core.cpuid import CpuidProfile
+from fpu_core.cpuid import CpuidProfile, CpuidRegs
 from fpu_core.errors import FieldError
 from fpu_core.xfeature import XFEATURE_FP, XFEATURE_SSE, for_each_set_bit
 
@@ -44,6 +44,8 @@ class Component:
     xfd_capable: bool = False
 
 
+#: The most that a component's size, or its offset in the standard format, may be, in bytes.
+_IMAGE_MAX: Final = 65_536
 #: x87 and SSE have no sub-leaf: they are the legacy region. Source: SDM vol. 1, 13.4.1.
 LEGACY_COMPONENTS: Final = (
     Component(nr=XFEATURE_FP, size_bytes=XMM_SPACE_OFFSET, std_offset=0),
@@ -62,11 +64,15 @@ class ComponentTable:
 
     @classmethod
     def from_profile(cls, profile: CpuidProfile) -> ComponentTable:
-        """Read sub-leaves 2..62 of 0xD: size = EAX, offset = EBX, flags = ECX (supervisor, align64, XFD-capable)."""
+        """Read sub-leaves 2..62 of 0xD: size = EAX, offset = EBX, flags = ECX (supervisor, align64, XFD-capable).
+
+        Raises ``FieldError`` for what no processor says: nothing that comes after it could be relied upon.
+        """
         table = {component.nr: component for component in LEGACY_COMPONENTS}
         for nr in for_each_set_bit((profile.xcr0_mask | profile.xss_mask) & ~3):
             regs = profile.regs(0xD, nr)
             supervisor = bool(regs.ecx & 1)
+            _check_subleaf(nr, regs, in_xcr0=bool(profile.xcr0_mask & 1 << nr))
             table[nr] = Component(
                 nr=nr,
                 size_bytes=regs.eax,
@@ -136,3 +142,16 @@ class ComponentTable:
             found[nr] = end
             end += component.size_bytes
         return found
+
+
+def _check_subleaf(nr: int, regs: CpuidRegs, *, in_xcr0: bool) -> None:
+    """A component is managed by XCR0 or by IA32_XSS, as its flag says, and no image is anywhere near 64 KiB.
+
+    Source: SDM vol. 1, 13.2.
+    """
+    where = f"cpuid leaf 0xD sub-leaf {nr}"
+    if in_xcr0 == bool(regs.ecx & 1):
+        expected = "a user component (ECX bit 0 clear)" if in_xcr0 else "a supervisor component (ECX bit 0 set)"
+        raise FieldError(where, f"{expected}, as {'XCR0' if in_xcr0 else 'IA32_XSS'} has it", hex(regs.ecx))
+    if regs.eax > _IMAGE_MAX or (in_xcr0 and regs.ebx > _IMAGE_MAX):
+        raise FieldError(where, f"a size and an offset of at most {_IMAGE_MAX} bytes", f"{regs.eax} and {regs.ebx}")

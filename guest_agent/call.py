@@ -31,6 +31,9 @@ class SessionHold(Protocol):
     def reopen(self, key: SessionKey) -> None:
         """Open a new session in place of the one of `key`."""
 
+    def reopened(self, key: SessionKey) -> bool:
+        """Whether another thread of ours has opened a session in place of the one of `key`."""
+
 
 class BlockingCalls:
     """The calls of one vCPU. `until_answered` blocks its thread; `interrupt` comes from any other."""
@@ -103,7 +106,9 @@ class BlockingCalls:
             case Remedy.REOPEN:
                 self._reopen(key, patience)
             case Remedy.NONE:
-                raise error
+                # Our own new session fences the one before off: a call that was under way meanwhile hears that.
+                if error.reason != "SESSION_FENCED" or not self._session.reopened(key):
+                    raise error
 
     def _reopen(self, key: SessionKey, patience: Patience) -> None:
         try:

@@ -81,7 +81,7 @@ def check_address(address: str) -> str:
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
         path = rest.removeprefix("//")
-        if not path or path.endswith("/") or len(path.encode()) > _SUN_PATH_MAX:
+        if not path or path.endswith("/") or len(path.encode(errors="replace")) > _SUN_PATH_MAX:
             raise ValueError(
                 f"address: expected unix: and a file's path of 1 to {_SUN_PATH_MAX} bytes, got {address!r}"
             )

@@ -158,6 +158,11 @@ class Session:
                 self._ports[each.vcpu].check_resume(each)
             self._opened = opened
 
+    def reopened(self, key: SessionKey) -> bool:
+        """Whether the session of `key` was opened again; waits where that is under way."""
+        with self._reopening:
+            return self.key != key
+
     def _open(self) -> Opened:
         try:
             request = self._spec.to_proto()

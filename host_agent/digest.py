@@ -30,7 +30,7 @@ def describe(state: HostState) -> Iterator[str]:
     """Yield the canonical form, a line an object; two hosts that differ differ in some line."""
     yield _line("host", state.now_ns, state.revision, state.serial, state.epoch, state.draining, state.config)
     yield _line("ids", state.first_boot_id)
-    yield _line("ended", dict(state.ended_sessions), sorted(state.requests))
+    yield _line("ended", dict(state.ended_sessions), dict(state.fenced_sessions), sorted(state.requests))
     yield _line("ledger", state.allocator.host.limit_bytes, state.allocator.host.used_bytes)
     for vm in state.vms.values():
         yield from _vm(state, vm)
@@ -74,7 +74,7 @@ def _vcpu(state: HostState, vcpu: Vcpu) -> Iterator[object]:
         yield from (_fpstate(vcpu.guest.buffers.user_fpu, config), _fpstate(vcpu.guest.buffers.guest_fpu, config))
     # Whether anybody has asked yet makes no difference: a side that is not there is one where nothing has happened.
     side = vcpu.agent if isinstance(vcpu.agent, VcpuSide) else VcpuSide(uid=state.vcpu_uid(vcpu))
-    yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "")
+    yield (side.uid, side.task, side.next_seq, side.session.name if side.session else "", side.last_session)
     yield from side.outcomes.values()
     yield from side.directives.values()
 

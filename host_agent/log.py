@@ -99,23 +99,40 @@ def read_log(lines: Iterable[str]) -> tuple[HostConfig, list[tuple[int, commands
     config = next(_parsed(numbered), None)
     if config is None or not isinstance(config[1].get("config"), dict):
         raise LogError("line 1: expected the configuration of the host")
+    settings = _decoded(config[0], config[1]["config"], HostConfig)
     records: list[tuple[int, commands.Command]] = []
     for number, record in _parsed(numbered):
-        try:
-            if "rolled_back" in record:
-                del records[int(record["rolled_back"]) :]
-                continue
-            records.append((int(record["at"]), decode(record["command"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise LogError(f"line {number}: not a command record: {error!r}") from error
-    return decode(config[1]["config"]), records
+        if "rolled_back" in record:
+            kept = record["rolled_back"]
+            if not isinstance(kept, int) or not 0 <= kept <= len(records):
+                raise LogError(f"line {number}: rolled_back: expected 0 to {len(records)}, got {kept!r}")
+            del records[kept:]
+            continue
+        at = record.get("at")
+        if not isinstance(at, int):
+            raise LogError(f"line {number}: at: expected nanoseconds, got {at!r}")
+        records.append((at, _decoded(number, record.get("command"), commands.Command)))
+    return settings, records
+
+
+def _decoded(number: int, value: object, expected: Any) -> Any:  # noqa: ANN401 -- a class, or a union of some
+    """Decode what has to be an ``expected``."""
+    try:
+        found = decode(value)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise LogError(f"line {number}: not a record: {error!r}") from error
+    if not isinstance(found, expected):
+        raise LogError(
+            f"line {number}: expected {getattr(expected, '__name__', 'a command')}, got {type(found).__name__}"
+        )
+    return found
 
 
 def _parsed(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LogError(f"line {number}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise LogError(f"line {number}: expected an object")

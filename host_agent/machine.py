@@ -146,7 +146,7 @@ class HostMachine:
             return reply
         reply = self._handle(command)
         self.state.requests[request_id] = (this, reply)
-        if len(self.state.requests) > self.state.config.max_request_ids:
+        while len(self.state.requests) > self.state.config.max_request_ids:
             del self.state.requests[next(iter(self.state.requests))]
         return reply
 

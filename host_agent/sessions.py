@@ -88,7 +88,10 @@ def _take_over(state: HostState, session: SessionRecord, name: str, vcpu: Vcpu) 
     if side.session is not None:
         side.session.vcpus.pop(name, None)
         leave_directives(side.session, name, side)
+    elif state.ended_sessions.get(side.last_session):
+        state.fenced_sessions[side.last_session] = session.epoch
     side.session = session
+    side.last_session = session.name
     session.vcpus[name] = vcpu
     inherit_directives(session, side)
 
@@ -124,7 +127,9 @@ def end_session(state: HostState, session: SessionRecord, *, expired: bool) -> N
     del state.sessions[session.name]
     state.ended_sessions[session.name] = expired
     while len(state.ended_sessions) > state.config.max_sessions:
-        del state.ended_sessions[next(iter(state.ended_sessions))]
+        forgotten = next(iter(state.ended_sessions))
+        del state.ended_sessions[forgotten]
+        state.fenced_sessions.pop(forgotten, None)
 
 
 def ack_directive(state: HostState, command: AckDirective) -> None:

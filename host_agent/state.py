@@ -116,6 +116,8 @@ class VcpuSide:
     uid: str
     task: str = ""
     session: SessionRecord | None = None
+    #: The name of the session that has it, or had it last.
+    last_session: str = ""
     next_seq: int = 1
     #: Outcomes by number, kept until received; the newest may be pending.
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -182,6 +184,9 @@ class HostState:
     sessions: dict[str, SessionRecord] = field(default_factory=dict)
     #: Names of sessions that ended, and whether by expiry: their callers hear which.
     ended_sessions: dict[str, bool] = field(default_factory=dict)
+    #: Those that ended by expiry and of which another session has had a vCPU since, with its epoch: whoever comes back
+    #: must not go on, since numbers of that vCPU may be the other's.
+    fenced_sessions: dict[str, int] = field(default_factory=dict)
     controls: dict[str, ControlRecord] = field(default_factory=dict)
     exits: dict[str, ExitRecord] = field(default_factory=dict)
     resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
@@ -275,6 +280,10 @@ class HostState:
     def session(self, name: str, epoch: int) -> SessionRecord:
         """``sessions/{id}``, if ``epoch`` is its own and its lease runs."""
         found = self.sessions.get(name)
+        if found is None and name in self.fenced_sessions:
+            text = f"session {name!r} has expired, and a newer one has had a vCPU of it since"
+            newer = self.fenced_sessions[name]
+            raise Refused(Reason.SESSION_FENCED, text, session=name, epoch=epoch, currentEpoch=newer)
         if found is None:
             reason = Reason.SESSION_EXPIRED if self.ended_sessions.get(name) else Reason.SESSION_NOT_FOUND
             text = "has expired" if reason is Reason.SESSION_EXPIRED else "does not exist, or was closed"

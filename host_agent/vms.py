@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fpu_core.config import boot
 from fpu_core.cpu import Cpu
 from fpu_core.cpuid import builtin_profile, parse_cpuid_dump
@@ -26,6 +28,9 @@ from host_agent.state import HostState, Platform, TaskRecord, VmRecord, vm_accou
 from host_agent.tasks import add_task, check_execute, end_task, leave_guest
 from host_agent.tasks import execute as execute_program
 from host_agent.vcpus import remove_vcpu
+
+#: Processors from dumps that are kept while no VM uses them.
+IDLE_PROCESSORS_MAX: Final = 16
 
 
 def create_vm(state: HostState, command: CreateVm) -> VmRecord:
@@ -91,10 +96,20 @@ def _platform(state: HostState, command: CreateVm, profile_name: str, dump: str)
     except FieldError as error:
         field = "vm.cpuid_dump" if dump else "vm.profile"
         raise invalid(field, error.expected, error.got) from error
+    if dump:
+        _forget_processors(state)
     host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator, state.tracer)
     platform = Platform(host, [Cpu(nr, host.config, state.tracer) for nr in range(state.config.cpus)])
     state.platforms[source, rules_name] = platform
     return platform
+
+
+def _forget_processors(state: HostState) -> None:
+    """Make room for one more dump's, as a caller can think up any number: the oldest that no VM uses any more go."""
+    used = {id(vm.platform) for vm in state.vms.values()}
+    idle = [key for key, platform in state.platforms.items() if "eax=" in key[0] and id(platform) not in used]
+    for key in idle[: max(0, len(idle) - IDLE_PROCESSORS_MAX + 1)]:
+        del state.platforms[key]
 
 
 def update_vm(state: HostState, command: UpdateVm) -> VmRecord:

@@ -22,10 +22,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
 from vmm_controller.config import ControllerConfig
+from vmm_controller.control import Control
 from vmm_controller.controller import Controller
 from vmm_controller.error import CallError
 from vmm_controller.exit_proto import duration_of
-from vmm_controller.policy import Backoff, Case, Choice, InjectGp, PolicyBook, parse_policies
+from vmm_controller.policy import Backoff, Case, Choice, InjectGp, PolicyBook, parse_policies, seeded_draw
 from vmm_controller.timeline import Event
 
 #: Short, so that a test need not wait; nothing is measured by it.
@@ -419,3 +420,25 @@ async def test_a_controller_that_is_cancelled_gives_control_back(tmp_path: Path)
             with pytest.raises(asyncio.CancelledError):
                 await running
             assert timeline.events[-1]["what"] == "released"
+
+
+class _LateStub:
+    """Grants a lease at once, and answers when it is over: behind a network that lets nothing back for a while."""
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+
+    async def AcquireControl(self, request: pb.AcquireControlRequest, **_options: Any) -> pb.AcquireControlResponse:  # noqa: ANN401
+        """Grant."""
+        await asyncio.sleep(self._lease_s)
+        return pb.AcquireControlResponse(control="controls/c", epoch=1, lease=duration_of(self._lease_s))
+
+
+@pytest.mark.asyncio
+async def test_a_lease_begins_when_it_was_asked_for() -> None:
+    """An answer that comes late brings what is left of it, here nothing: whoever has the scope now fenced nobody."""
+    stub: Any = _LateStub(lease_s=0.05)
+    config = ControllerConfig(name="late", lease_s=0.05)
+    control = Control(stub, config, seeded_draw(0), lambda _event: None)
+    await control.acquire()
+    assert control.ran_out

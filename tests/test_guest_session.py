@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -34,7 +35,10 @@ from fpstated.client import (
     open_session,
 )
 from fpstated.testing_host import HostUnderTest, host_on_a_thread
+from guest_agent.call import BlockingCalls
 from guest_agent.directive import DirectiveListener
+from guest_agent.opening import SessionKey
+from guest_agent.outcome import Refusal
 from host_agent.service.clock import ManualClock
 from host_agent.state import HostConfig
 
@@ -477,3 +481,51 @@ def test_no_thread_outlives_its_session(host: Host) -> None:
     with open_session(host.channel, vcpus=[vcpu]):
         assert any(thread.name == "fpstated-keepalive" for thread in threading.enumerate())
     assert not any(thread.name == "fpstated-keepalive" for thread in threading.enumerate())
+
+
+class _Hold:
+    """A session that a thread of ours has opened anew while a call of the old one was under way."""
+
+    def __init__(self, *, reopened: bool) -> None:
+        self.key = SessionKey("sessions/old", 1)
+        self.closed = False
+        self._reopened = reopened
+
+    def reopen(self, key: SessionKey) -> None:
+        """Nobody asks for it."""
+        raise AssertionError(key)
+
+    def reopened(self, key: SessionKey) -> bool:
+        """The new key is there once this was asked."""
+        if self._reopened:
+            self.key = SessionKey("sessions/new", 2)
+        return key != self.key
+
+
+class _Call:
+    """A call that was answered, or refused."""
+
+    def __init__(self, refused: HostError | None) -> None:
+        self._refused = refused
+
+    def result(self) -> str:
+        """Answer."""
+        if self._refused is not None:
+            raise self._refused
+        return "answer"
+
+
+@pytest.mark.parametrize("reopened", [True, False])
+def test_our_own_new_session_is_nobody_elses(reopened: bool) -> None:
+    """A call that hears of the fence that our own new session has put up goes on in that; another's ends it."""
+    fenced = HostError(Refusal("ABORTED", "fenced", "SESSION_FENCED"))
+    calls = BlockingCalls(_Hold(reopened=reopened), reconnect_s=1)
+
+    def start(key: SessionKey) -> Any:  # noqa: ANN401 -- a future of grpc's
+        return _Call(fenced if key.epoch == 1 else None)
+
+    if reopened:
+        assert calls.until_answered(start) == "answer"
+        return
+    with pytest.raises(HostError):
+        calls.until_answered(start)

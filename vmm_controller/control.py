@@ -37,7 +37,7 @@ class Control:
     @property
     def ran_out(self) -> bool:
         """Whether the lease has ended by our own clock, so that nobody need have fenced us."""
-        return asyncio.get_running_loop().time() >= self._expires_at
+        return _now() >= self._expires_at
 
     async def acquire(self) -> None:
         """Take the scope once the host is there and nobody else holds it. Raises CallError for another refusal."""
@@ -62,10 +62,11 @@ class Control:
         request = pb.AcquireControlRequest(
             scope=config.scope, controller_name=config.name, lease=duration_of(config.lease_s)
         )
+        sent_at = _now()
         with typed_errors():
             reply = await self._stub.AcquireControl(request, timeout=config.call_timeout_s, metadata=trace_metadata())
         self.name, self.epoch, self.boot_id = reply.control, reply.epoch, reply.header.boot_id
-        self._start_lease(seconds_of(reply.lease))
+        self._start_lease(sent_at, seconds_of(reply.lease))
         self._tell(
             control_event(
                 "acquired",
@@ -88,6 +89,7 @@ class Control:
         request = pb.RenewControlRequest(control=self.name, epoch=self.epoch)
         failures = 0
         while True:
+            sent_at = _now()
             try:
                 with typed_errors():
                     reply = await self._stub.RenewControl(
@@ -100,7 +102,7 @@ class Control:
                 failures += 1
                 await asyncio.sleep(self._delay_s(failures))
             else:
-                return self._start_lease(seconds_of(reply.lease))
+                return self._start_lease(sent_at, seconds_of(reply.lease))
 
     async def release(self) -> None:
         """Give the scope up, if it is held and the host is there; otherwise the lease runs out by itself."""
@@ -120,9 +122,15 @@ class Control:
         self._tell(control_event("lost", self._config.scope, control=self.name, epoch=self.epoch, reason=error.reason))
         self.name = ""
 
-    def _start_lease(self, lease_s: float) -> None:
+    def _start_lease(self, sent_at: float, lease_s: float) -> None:
+        """The lease began when the host had the request, which is after it was sent; its answer may come much later."""
         self.lease_s = lease_s
-        self._expires_at = asyncio.get_running_loop().time() + lease_s
+        self._expires_at = sent_at + lease_s
 
     def _delay_s(self, failures: int) -> float:
         return self._config.reconnect.delay_s(f"control/{self._config.name}", failures, self._draw)
+
+
+def _now() -> float:
+    """The loop's clock, in seconds."""
+    return asyncio.get_running_loop().time()

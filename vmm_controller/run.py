@@ -20,7 +20,12 @@ from vmm_controller.error import CallError
 from vmm_controller.timeline import Event, OnEvent
 
 #: gRPC by itself waits up to two minutes between tries to connect; the loop's own backoff is to be the longer one.
+#: And it never asks whether a silent host is still there: a watch would go on for ever on a connection that is dead.
+#: Longer than the least that a host permits between pings (10 s).
 CHANNEL_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 25_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2000),  # which bounds one attempt too
     ("grpc.max_reconnect_backoff_ms", 1000),

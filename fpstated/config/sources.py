@@ -129,7 +129,7 @@ def _from_file(table: Table, path: Path, tables: list[Table]) -> Iterator[tuple[
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     sections = {each.name: each for each in tables}
     for name, content in document.items():

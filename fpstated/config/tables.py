@@ -150,6 +150,24 @@ HOST: Final = Table(
         ),
         Setting(key="reflection", kind=switch(), default=True, help="Offer gRPC reflection."),
         Setting(
+            key="sessions",
+            kind=number(1, 1_000_000, whole=True),
+            default=10_000,
+            help="Sessions at once; of as many that have ended it is known how.",
+        ),
+        Setting(
+            key="request-ids",
+            kind=number(1, 1_000_000, whole=True),
+            default=100_000,
+            help="Answers that are kept for repeated request ids: some 10 KiB each where it made a vCPU.",
+        ),
+        Setting(
+            key="settled-exits",
+            kind=number(1, 1_000_000, whole=True),
+            default=10_000,
+            help="Exits that are kept when they are over.",
+        ),
+        Setting(
             key="calls-per-principal",
             kind=number(1, 1_000_000, whole=True),
             default=4096,

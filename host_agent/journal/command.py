@@ -50,7 +50,7 @@ def unpack_command(raw: bytes) -> Command:
         if raw[:1] == _JSON:
             command: Command = log.decode(json.loads(raw[1:]))
             return command
-    except (struct.error, ValueError, LookupError, TypeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadCommandError(f"not a command: {error!r}") from error
     raise BadCommandError(f"form {raw[:1].hex()} of a command is not known")
 

@@ -122,10 +122,10 @@ def read_snapshot(raw: bytes, path: str) -> Snapshot:
     try:
         head, state = _read(body)
         remake(state)
-    except (GraphError, LookupError, TypeError, ValueError) as error:
-        raise SnapshotError(f"{path} cannot be read by this release: {error}") from error
-    machine = HostMachine.of(state)
-    found = machine.digest()
+        machine = HostMachine.of(state)
+        found = machine.digest()
+    except (GraphError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise SnapshotError(f"{path} cannot be read by this release: {error!r}") from error
     if found != head["digest"]:
         raise SnapshotError(f"{path} leads to a machine with digest {found}, and was made of {head['digest']}")
     return Snapshot(machine, head["n"], head["crc"])

@@ -118,6 +118,13 @@ _RETRY_MS: Final = {
     "STORAGE_FAILED": 1000,
 }
 
+#: What a refusal repeats of a request is cut to so many bytes. A status travels as metadata, of which a client takes
+#: 8 KiB, and its text is in there three times: percent-encoded in grpc-message (three bytes for one), and twice in
+#: base64 (four for three). Source: grpc/doc/PROTOCOL-HTTP2.md; GRPC_ARG_MAX_METADATA_SIZE in grpc's channel arguments.
+_TEXT_BYTES_MAX: Final = 768
+_VALUE_BYTES_MAX: Final = 384
+_CUT: Final = " ... "
+
 
 # What the disk said, and where, is for the host's log: a caller can do nothing about either.
 _STORAGE_FULL: Final = (
@@ -193,12 +200,12 @@ def failure_of(error: Exception) -> Failure | None:
 def status_of(failure: Failure) -> status_pb2.Status:
     """Build the google.rpc.Status: one ErrorInfo, and BadRequest and RetryInfo where they say more."""
     number: int = failure.code.value[0]
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=failure.reason, domain=DOMAIN, metadata=failure.metadata)
-    ]
+    text = shortened(failure.text, _TEXT_BYTES_MAX)
+    metadata = {key: shortened(value, _VALUE_BYTES_MAX) for key, value in failure.metadata.items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=failure.reason, domain=DOMAIN, metadata=metadata)]
     if failure.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=failure.field, description=failure.text, reason=failure.reason
+            field=shortened(failure.field, _VALUE_BYTES_MAX), description=text, reason=failure.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     retry_ms = _retry_ms(failure)
@@ -206,7 +213,16 @@ def status_of(failure: Failure) -> status_pb2.Status:
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromMilliseconds(retry_ms)
         details.append(info)
-    return status_pb2.Status(code=number, message=failure.text, details=[_packed(detail) for detail in details])
+    return status_pb2.Status(code=number, message=text, details=[_packed(detail) for detail in details])
+
+
+def shortened(text: str, size_bytes: int) -> str:
+    """The text, cut in its middle to so many bytes of UTF-8 where it has more: both of its ends say what it is."""
+    raw = text.encode(errors="replace")
+    if len(raw) <= size_bytes:
+        return text
+    half = (size_bytes - len(_CUT.encode())) // 2
+    return raw[:half].decode(errors="ignore") + _CUT + raw[-half:].decode(errors="ignore")
 
 
 def _retry_ms(failure: Failure) -> int | None:

@@ -1,10 +1,11 @@
 """The layer in which errors become one google.rpc.Status, and which lets no unary call run for ever.
 
-Four things can come out of a servicer's method, and each has its answer:
+Five things can come out of a servicer's method, and each has its answer:
 
     Refused, Failure, FieldError      the caller's mistake: the status of the table
     CancelledError, the call's own    the client has gone or its deadline is over: passed on
     CancelledError of something else  a bug: without an answer the client would hang until its deadline
+    grpc.aio.InternalError            gRPC could not send: the client has gone, as if it had cancelled
     anything else                     a bug: logged with its traceback; the caller hears INTERNAL and no more
 """
 
@@ -85,7 +86,7 @@ def _deadline_reached(method: str, deadline_s: float) -> Failure:
 
 def _unforeseen(error: Exception, method: str) -> Exception:
     """A refusal as it is; else log what happened and let the caller know that something did."""
-    if failure_of(error) is None and not isinstance(error, grpc.aio.AbortError):
+    if failure_of(error) is None and not isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         _log.error("%s failed", method, exc_info=error)
     return error
 
@@ -103,9 +104,14 @@ async def _abort_stray(context: Context, error: asyncio.CancelledError, method: 
 async def _abort(context: Context, error: Exception) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    if isinstance(error, grpc.aio.InternalError):
+        raise asyncio.CancelledError from error
     failure = failure_of(error)
-    if failure is None:
-        await context.abort(grpc.StatusCode.INTERNAL, "a bug of the host; its log has the details")
-    else:
-        await context.abort_with_status(rpc_status.to_status(status_of(failure)))
+    try:
+        if failure is None:
+            await context.abort(grpc.StatusCode.INTERNAL, "a bug of the host; its log has the details")
+        else:
+            await context.abort_with_status(rpc_status.to_status(status_of(failure)))
+    except grpc.aio.InternalError as gone:
+        raise asyncio.CancelledError from gone
     raise AssertionError("abort returns to nobody")

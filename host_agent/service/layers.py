@@ -4,6 +4,7 @@
     Trace      around the rest, so that whatever the others log has the call's trace
     Metrics    counts with the code that the caller gets
     Error      what the inner ones raise becomes one google.rpc.Status
+    Decode     bytes that are no message of the method's type are refused
     Release    what comes out waits until what it may know of is durable: answers, messages, refusals of the inner ones
     Access     who calls, and does its role have the call?
     Limit      has it calls left?
@@ -124,10 +125,15 @@ class Layer:
 
 
 class LayerStack(grpc.aio.ServerInterceptor):
-    """All layers as the one interceptor of a server, outermost first."""
+    """All layers as the one interceptor of a server, outermost first.
 
-    def __init__(self, *layers: Layer) -> None:
+    ``deserializer`` makes a method's deserializer into the one that is used: where ``DecodeLayer`` is among the layers,
+    one that never raises.
+    """
+
+    def __init__(self, *layers: Layer, deserializer: Callable[[Any], Any] | None = None) -> None:
         self._layers = layers
+        self._deserializer = deserializer
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -148,7 +154,7 @@ class LayerStack(grpc.aio.ServerInterceptor):
         behaviour = behaviour_of(handler)
         for layer in reversed(self._layers):
             behaviour = layer.wrap(behaviour, method)
-        return rewrapped(handler, behaviour)
+        return rewrapped(handler, behaviour, self._deserializer)
 
 
 def behaviour_of(handler: Handler) -> Behaviour:
@@ -159,8 +165,9 @@ def behaviour_of(handler: Handler) -> Behaviour:
     return behaviour
 
 
-def rewrapped(handler: Handler, behaviour: Behaviour) -> Handler:
+def rewrapped(handler: Handler, behaviour: Behaviour, deserializer: Callable[[Any], Any] | None = None) -> Handler:
     """A handler of the same kind and the same messages with another behaviour."""
+    read = handler.request_deserializer
     makers: dict[tuple[bool, bool], Any] = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -169,7 +176,7 @@ def rewrapped(handler: Handler, behaviour: Behaviour) -> Handler:
     }
     made: Handler = makers[handler.request_streaming, handler.response_streaming](
         behaviour,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=deserializer(read) if deserializer is not None and read is not None else read,
         response_serializer=handler.response_serializer,
     )
     return made

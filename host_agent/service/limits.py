@@ -10,6 +10,8 @@ EVENTS_PER_BATCH_MAX: Final = 4096
 CREDITS_MAX: Final = 4096
 #: A message to the host, in bytes: gRPC's own default. A batch of 450 whole XTILE_DATA components (8 KiB each) fits.
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+#: The bytes of a SetXsave: five times what any processor here has. The call is remembered with its request id.
+XSAVE_BYTES_MAX: Final = 65_536
 #: How much register data one stream message from the host carries at most, in bytes: a client's default limit is 4 MiB.
 OUTCOME_BYTES_MAX: Final = 1024 * 1024
 #: Outcomes in one stream message from the host.
@@ -37,6 +39,8 @@ REASON_MAX: Final = 512
 CALL_DEADLINE_S: Final = 60.0
 #: How old a stream becomes before its client has to come back on a new one, in seconds; a tenth more or less each time.
 STREAM_MAX_AGE_S: Final = 1800.0
+#: How long an Attach stream may say nothing before its `hello`, in seconds.
+HELLO_DEADLINE_S: Final = 10.0
 #: The shortest lease that is granted, in nanoseconds; a shorter wish is granted this.
 LEASE_MIN_NS: Final = 1_000_000
 #: The longest grace of a drain, in seconds.

@@ -42,7 +42,7 @@ def _encoded(key: Key) -> str:
 def _decoded(token: str) -> Key:
     try:
         key = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise field_invalid("page_token", "next_page_token of the page before", token) from error
     if not isinstance(key, list) or not key or not all(isinstance(part, int | str) for part in key):
         raise field_invalid("page_token", "next_page_token of the page before", token)

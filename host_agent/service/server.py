@@ -56,9 +56,11 @@ from host_agent.service.agent import HostAgent
 from host_agent.service.agent_log import AgentLog
 from host_agent.service.clock import Clock
 from host_agent.service.credentials import LiveCredentials
+from host_agent.service.decode_layer import DecodeLayer, tolerant
 from host_agent.service.drain import Drain, DrainState
 from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
+from host_agent.service.health import HealthService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
 from host_agent.service.layers import LayerStack
@@ -204,10 +206,12 @@ class HostServer:
             TraceLayer(),
             self.metrics.layer,
             ErrorInterceptor(self._call_deadline_s),
+            DecodeLayer(),
             ReleaseLayer(self.agent.journal),
             AccessLayer(self.agent.state, None if self.credentials is not None else local),
             self.limits,
             UnbuiltInterceptor(),
+            deserializer=tolerant,
         )
 
     async def _start_admin(self, healths: health.aio.HealthServicer) -> None:
@@ -224,7 +228,7 @@ class HostServer:
 
     async def _add_services(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
         agent = self.agent
-        healths = health.aio.HealthServicer()
+        healths = HealthService()
         self._drain = drain = Drain(agent, healths)
         host_service = HostService(agent, drain, call_deadline_s=self._call_deadline_s)
         age = StreamAge(agent.clock, self._options.stream_max_age_s)

@@ -16,7 +16,7 @@ from host_agent.service.batches import seq_marks, submit_batch, submit_until_fin
 from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.layers import Context
-from host_agent.service.limits import LEASE_MIN_NS
+from host_agent.service.limits import HELLO_DEADLINE_S, LEASE_MIN_NS
 from host_agent.service.paging import page
 from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.batch import batch_from_proto
@@ -104,10 +104,11 @@ class GuestSessionService(session_pb2_grpc.GuestSessionServiceServicer):
 
         try:
             with self._age.limit(give_up):
-                await asyncio.wait({reading})
+                await asyncio.wait({reading}, timeout=HELLO_DEADLINE_S)
+            said = reading.done() and not reading.cancelled()
         finally:
             reading.cancel()
-        if reading.cancelled():
+        if not said:
             raise out_of_order("hello", "nothing")
         return reading.result()
 

@@ -11,8 +11,9 @@ from host_agent.events import Growth
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.service.agent import HostAgent
-from host_agent.service.errors import Failure
+from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.layers import Context
+from host_agent.service.limits import XSAVE_BYTES_MAX
 from host_agent.service.paging import page
 from host_agent.service.translate.fields import enum_name, header, request_id, task_id_in, vcpu_name, vm_name
 from host_agent.service.translate.outcome import growth_to_proto
@@ -83,6 +84,8 @@ class VcpuService(vcpu_pb2_grpc.VcpuServiceServicer):
     async def SetXsave(self, request: vcpu_pb2.SetXsaveRequest, context: Context) -> vcpu_pb2.SetXsaveResponse:
         """KVM_SET_XSAVE."""
         name, repeated = vcpu_name("name", request.name), request_id(request.request_id)
+        if len(request.xsave) > XSAVE_BYTES_MAX:
+            raise field_invalid("xsave", f"at most {XSAVE_BYTES_MAX} bytes", len(request.xsave))
         grown: Growth | None = self._agent.submit(SetXsave(vcpu=name, xsave=request.xsave, request_id=repeated))
         return vcpu_pb2.SetXsaveResponse(header=header(self._agent.state), reallocated=_reallocation(grown))
 

@@ -69,6 +69,23 @@ async def test_a_refusal_has_its_code_and_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_cannot_be_sent_is_no_bug(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that goes while it is refused: gRPC fails to send the status, and nobody is told, nor is the log."""
+    met = asyncio.Event()
+
+    async def cannot_send() -> None:
+        met.set()
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    with caplog.at_level(logging.ERROR):
+        async with served(tmp_path, cannot_send) as host:
+            call = host.GetHostInfo(host_pb2.GetHostInfoRequest())
+            await asyncio.wait_for(met.wait(), TIMEOUT_S)
+            call.cancel()
+        assert not caplog.records
+
+
+@pytest.mark.asyncio
 async def test_a_bug_is_logged_and_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An unforeseen exception is INTERNAL; its text stays in the host's log, with the traceback."""
 

@@ -363,3 +363,25 @@ async def test_a_takeover_fences_the_call_that_waits(world: World) -> None:
     await world.resolve(control, f"{older.vcpu}/exits/1", RETRY)
     request = session_pb2.WaitOutcomeRequest(session=newer.session, epoch=newer.epoch, vcpu=newer.vcpu, seq=1)
     assert (await world.sessions.WaitOutcome(request, timeout=TIMEOUT_S)).outcome.HasField("done")
+
+
+async def test_who_was_replaced_after_its_lease_is_fenced(world: World) -> None:
+    """Another session has used the vCPU's next number meanwhile: taking its outcome for one's own would lose an event.
+
+    The first agent's event never came through, its lease ran out, another agent took the vCPU and used the same number.
+    The first one must not hear that its session has merely expired: it would open a new one and go on.
+    """
+    vm = await world.vm()
+    first = await world.guest(f"{vm}/vcpus/0", lease_s=3)
+    world.clock.advance(4)
+    with pytest.raises(grpc.aio.AioRpcError) as expired:
+        await first.submit(first.event(hlt=event_pb2.Hlt()))
+    assert error_info(expired.value).reason == "SESSION_EXPIRED"
+    second = await world.guest(f"{vm}/vcpus/0", lease_s=3)
+    await second.submit(second.event(rdmsr=event_pb2.Rdmsr(msr=IA32_XFD)))
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError) as fenced:
+            await first.submit(first.event(hlt=event_pb2.Hlt()))
+        info = error_info(fenced.value)
+        assert (info.reason, info.metadata["currentEpoch"]) == ("SESSION_FENCED", str(second.epoch))
+        world.clock.advance(4)  # also when the second one's lease is over
