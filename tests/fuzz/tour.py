@@ -78,6 +78,7 @@ guest GuestSessionService/OpenSession {"clientName": "x", "vcpus": ["vms/prey-0/
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "batch": {"events": {"events": [{"vcpu": "vms/prey-0/vcpus/1", "seq": "1", "enter": {}}, {"vcpu": "vms/prey-0/vcpus/1", "seq": "2", "preempt": {"cpu": 1}}, {"vcpu": "vms/prey-0/vcpus/1", "seq": "3", "leave": {}}]}}}
 guest GuestSessionService/OpenSession {"clientName": "new", "vcpus": ["vms/prey-0/vcpus/0", "vms/prey-1/vcpus/0"], "requiredCapabilities": ["vcpu-state"], "lease": "600s"}
 guest GuestSessionService/KeepAlive {"session": "$session", "epoch": "$epoch"}
+operator GuestSessionService/ListSessions {"vm": "vms/prey-0", "pageSize": 1}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "batch": {"events": {"events": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "1", "xsetbv": {"value": "7"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "2", "wrmsr": {"msr": 452, "value": "262144"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "3", "xsetbv": {"value": "393959"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "4", "nm": {"cr0Ts": false}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "5", "rdmsr": {"msr": 453}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "6", "wrmsr": {"msr": 452}}]}}}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "wait": "WAIT_MODE_FINAL", "batch": {"outcomesReceivedThrough": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "3"}], "events": {"events": [{"vcpu": "vms/prey-0/vcpus/0", "seq": "7", "registerWrite": {"feature": 2, "offset": 0, "data": "AAECAwQFBgc="}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "8", "registerRead": {"feature": 2, "offset": 0, "length": 8}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "9", "tile": {"op": "TILE_OP_LDTILECFG", "memory": "$tilecfg"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "10", "tile": {"op": "TILE_OP_TILEZERO", "tile": 1}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "11", "xgetbv": {"index": 1}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "12", "writeCr4": {"value": "262144"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "13", "xsave": {"insn": "XSAVE_INSN_XSAVEC", "rfbm": "7", "memory": "$zeros"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "14", "xsave": {"insn": "XSAVE_INSN_XRSTOR", "rfbm": "7", "memory": "$zeros"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "15", "xfdSync": {"xfd": "0"}}, {"vcpu": "vms/prey-0/vcpus/0", "seq": "16", "hlt": {}}]}}}
 guest GuestSessionService/SubmitEvents {"session": "$session", "epoch": "$epoch", "batch": {"packed": {"vcpus": ["vms/prey-0/vcpus/0"], "records": "$packed"}}}
@@ -115,7 +116,7 @@ operator MigrationService/CheckCompat {"requirements": {"profile": "sapphire-rap
 ?operator MigrationService/ExportVm {"name": "vms/prey-0"}
 ?operator MigrationService/ImportVm {"start": {"name": "vms/prey-0"}}
 | {"chunk": {"offset": "0", "data": "AAEC"}}
-?operator WatchService/Watch {"fromRevision": "1", "filters": [{"kinds": ["RESOURCE_KIND_VM"], "parent": "vms/prey-0"}], "bookmarkInterval": "1s"}
+operator WatchService/Watch {"fromRevision": "1", "filters": [{"kinds": ["RESOURCE_KIND_VM"], "parent": "vms/prey-0"}], "bookmarkInterval": "1s"}
 stranger Health/Check {"service": "fpstate.v1.VmService"}
 ?stranger Health/List {}
 stranger Health/Watch {"service": "fpstate.v1.VmService"}

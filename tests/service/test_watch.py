@@ -123,6 +123,18 @@ async def test_a_list_and_what_changed_after_it(world: World) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_would_name_no_resource_is_refused_as_ever(world: World) -> None:
+    """The history asks for the names that a command may make, before the machine has refused them."""
+    await world.vm(permit=False)
+    watch = watch_from(world)
+    await message(watch)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.tasks.CloneTask(task_pb2.CloneTaskRequest(task="vms/a/tasks/vcpu-0", new_task_id="vms/a"))
+    assert error_info(caught.value).reason == "FIELD_INVALID"
+    watch.cancel()
+
+
+@pytest.mark.asyncio
 async def test_changes_of_one_revision_come_together(world: World) -> None:
     """What goes away goes from the leaves; the stream is complete up to a revision with the last of its changes."""
     await world.vm(permit=False)
