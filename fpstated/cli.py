@@ -17,6 +17,7 @@ from fpstated.config.command import settings_command
 from fpstated.config.show import print_config
 from fpstated.config.sources import Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
+from fpstated.faults_command import faults
 from fpstated.journal_cli import journal
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 
 app.add_typer(certs, name="certs")
+app.add_typer(faults, name="faults")
 app.add_typer(journal, name="journal")
 
 

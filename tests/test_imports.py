@@ -91,7 +91,10 @@ RULES = (
     # The same faults as the wire has them.
     Rule(package="fault_lab.wire", ours=("fpstate", "fault_lab.injection"), third_party=("google",), pure=True),
     # Plans: text in, messages and armed faults out.
-    Rule(package="fault_lab.plan", ours=("fpstate", "fault_lab.injection", "fault_lab.wire"),
+    # It asks the parts themselves what they take: profiles, allocation policies, controllers' policies, scripts.
+    Rule(package="fault_lab.plan",
+         ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fpu_core", "host_agent.kvm",
+               "vmm_controller.policy", "guest_agent"),
          third_party=("google", "yaml"), pure=True),
     # The virtual-time world sees every pure part and no gRPC.
     Rule(package="fault_lab.simulation", ours=(*PURE_PARTS, "fault_lab.injection"), third_party=("numpy",), pure=True),

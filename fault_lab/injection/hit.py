@@ -34,7 +34,7 @@ class Hit:
 class Selector:
     """Whose hits: every field that is set must fit. ``*`` in ``entity`` and ``trigger`` stands for any text.
 
-    ``xfeatures``: at least one of these components is asked for.
+    ``xfeatures``: at least one of these components is asked for. ``among``: the entity is one of these, whole names.
     """
 
     vm: str = ""
@@ -42,6 +42,7 @@ class Selector:
     entity: str = ""
     trigger: str = ""
     xfeatures: int = 0
+    among: tuple[str, ...] = ()
 
     def fits(self, hit: Hit) -> bool:
         """Whether the hit is meant."""
@@ -49,6 +50,7 @@ class Selector:
             self.vm in ("", hit.vm)
             and self.vcpu in ("", hit.vcpu)
             and (not self.xfeatures or bool(self.xfeatures & hit.xfeatures))
+            and (not self.among or hit.entity in self.among)
             and (not self.entity or matches(self.entity, hit.entity))
             and (not self.trigger or matches(self.trigger, hit.trigger))
         )

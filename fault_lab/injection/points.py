@@ -85,6 +85,13 @@ class FaultPoint:
         """The kinds of action that the point takes."""
         return _ACTIONS[self.error]
 
+    @property
+    def objection_to_none(self) -> str:
+        """What the point would accept where nothing is said."""
+        kinds = " or ".join(kind.__name__ for kind in self.actions)
+        numbers = " or ".join(errno.errorcode[number] for number in self.errnos)
+        return numbers or kinds
+
     def objection(self, action: Action) -> str:
         """What the point would accept instead of ``action``; empty where it takes it."""
         if type(action) not in self.actions:
@@ -154,8 +161,8 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="VM",
         where="host_agent/vms.py, create_vm",
-        caller="the same: ALLOCATION_FAILED, no VM",
-        unchanged="KVM_CREATE_VM takes its struct kvm first (virt/kvm/kvm_main.c, kvm_create_vm)",
+        caller="host_agent/vms.py, create_vm: ALLOCATION_FAILED, no VM",
+        unchanged="KVM_CREATE_VM takes memory for struct kvm before there is a VM (virt/kvm/kvm_main.c)",
         errnos=_NO_MEMORY,
     ),
     FaultPoint(
@@ -164,8 +171,8 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="vCPU",
         where="host_agent/vcpus.py, create",
-        caller="the same: ALLOCATION_FAILED, no vCPU",
-        unchanged="KVM_CREATE_VCPU takes its struct kvm_vcpu first (virt/kvm/kvm_main.c, kvm_vm_ioctl_create_vcpu)",
+        caller="host_agent/vcpus.py, create: ALLOCATION_FAILED, no vCPU",
+        unchanged="KVM_CREATE_VCPU takes memory for struct kvm_vcpu before there is a vCPU (virt/kvm/kvm_main.c)",
         errnos=_NO_MEMORY,
     ),
     FaultPoint(
@@ -174,7 +181,7 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="vCPU, or the VM where all of its are meant",
         where="host_agent/vms.py, set_cpuid",
-        caller="the same: KVM_ERRNO",
+        caller="host_agent/vms.py, set_cpuid: KVM_ERRNO",
         unchanged="KVM_SET_CPUID2 copies the table in before it looks at it (arch/x86/kvm/cpuid.c)",
         errnos=_USER_COPY,
     ),
@@ -184,7 +191,7 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="vCPU",
         where="host_agent/vcpu_state.py, set_xsave",
-        caller="the same: KVM_ERRNO",
+        caller="host_agent/vcpu_state.py: KVM_ERRNO",
         unchanged="KVM_SET_XSAVE copies the image in before it looks at it (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl)",
         errnos=_USER_COPY,
     ),
@@ -194,7 +201,7 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="vCPU",
         where="host_agent/vcpu_state.py, set_xcrs",
-        caller="the same: KVM_ERRNO",
+        caller="host_agent/vcpu_state.py: KVM_ERRNO",
         unchanged="KVM_SET_XCRS copies the table in before it looks at it (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl)",
         errnos=_USER_COPY,
     ),
@@ -204,7 +211,7 @@ _POINTS: Final = (
         seat=Seat.HOST,
         entity="vCPU",
         where="host_agent/vcpu_state.py, set_msrs",
-        caller="the same: KVM_ERRNO, not one entry written",
+        caller="host_agent/vcpu_state.py: KVM_ERRNO, not one entry written",
         unchanged="KVM_SET_MSRS copies its entries in before it writes one (arch/x86/kvm/x86.c, msr_io)",
         errnos=_USER_COPY,
     ),
