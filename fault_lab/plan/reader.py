@@ -51,6 +51,8 @@ def read_text(text: str, source: str) -> ReadPlan:
         root = yaml.compose(_json_as_yaml(text) if text.lstrip().startswith("{") else text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise PlanError(source, [_syntax(error)]) from error
+    except RecursionError:
+        raise PlanError(source, [Problem("", "a plan", "a text that is nested without an end", 1, 1)]) from None
     reader = _Reader()
     plan = plan_pb2.Plan()
     if root is None:

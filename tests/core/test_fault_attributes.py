@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fault_lab.injection.action import Delay, FailErrno
@@ -192,6 +192,7 @@ _HITS = st.lists(
 )
 
 
+@settings(deadline=None, derandomize=True, max_examples=500)
 @given(attributes=_ATTRIBUTES, hits=_HITS)
 def test_it_decides_as_the_kernel_does(attributes: FaultAttributes, hits: list[Hit]) -> None:
     """Whatever the attributes and the hits are, each decision is that of should_fail_ex() told step by step."""
@@ -214,6 +215,7 @@ def test_chance_is_deterministic_and_about_right() -> None:
     assert 540 < len(fired) < 660
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(["vms/a", "vms/b", "vms/c"]), max_size=40), st.integers(0, 1 << 63))
 def test_nobody_elses_hits_move_a_draw(entities: list[str], seed: int) -> None:
     """What one entity draws depends on its own hits alone, however those of others come in between."""

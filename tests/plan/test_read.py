@@ -160,9 +160,10 @@ def test_a_text_that_grows() -> None:
     """Aliases that make a small text a large tree are refused, as is a large text."""
     levels = ["faults: &l0 [{name: f}]"] + [f"x{nr}: &l{nr} [{', '.join([f'*l{nr - 1}'] * 10)}]" for nr in range(1, 9)]
     assert refused("\n".join(levels))
-    hosts = "[" + ", ".join(["*h"] * 60_000) + "]"
+    hosts = "[" + ", ".join(["*h"] * 51_000) + "]"
     text = f"topology:\n  vms: [&h {{name: a}}]\n  hosts: {hosts}\n  controllers: {hosts}\n"
     assert any("expected at most 100000 fields" in line for line in refused(text))
+    assert refused("[" * 100_000) == ["p.yaml:1:1: plan: expected a plan, got a text that is nested without an end"]
     assert refused("#" * (1 << 21))[0].endswith("expected at most 1048576 characters, got 2097152")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,43 @@ async def test_a_clock_that_is_the_systems_is_not_moved(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await fault_pb2_grpc.FaultServiceStub(channel).AdvanceClock(fault_pb2.AdvanceClockRequest())
         assert error_info(caught.value).reason == "CLOCK_NOT_MANUAL"
+
+
+# -- what a host says of them ------------------------------------------------------------------------------------------
+
+
+async def test_the_log_is_as_loud_as_the_fault_says(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """0 is silent about firing, 1 a line, 2 a line with the trace; a limit of lines holds for its interval."""
+    vm = await world.vm(vcpus=0)
+    quiet, limited = fault_pb2.FaultAttributes(verbose=0), fault_pb2.FaultAttributes(verbose=2)
+    limited.verbose_ratelimit_interval_ms, limited.verbose_ratelimit_burst = 1000, 2
+    said = []
+    with caplog.at_level(logging.INFO, "fpstated.host"):
+        for attributes in (quiet, fault_pb2.FaultAttributes(), limited):
+            caplog.clear()
+            fault = await arm(world, point="kvm.vcpu.alloc", attributes=attributes)
+            for seconds in (0, 0, 0, 1):
+                world.clock.advance(seconds)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await world.vcpus.CreateVcpu(vcpu_pb2.CreateVcpuRequest(parent=vm, index=0))
+            await world.faults.ResetFaults(fault_pb2.ResetFaultsRequest())
+            said.append([record.getMessage().replace(fault.name, "F") for record in caplog.records])
+    assert said[0] == ["fault F at kvm.vcpu.alloc armed", "fault F at kvm.vcpu.alloc disarmed"]
+    line = "fault F fired at kvm.vcpu.alloc for vms/a/vcpus/0 (hit {}, times -1, space 0)"
+    assert said[1][1:-1] == [line.format(nr) for nr in (1, 2, 3, 4)]
+    trace = ", by kvm.vcpu.alloc < CreateVcpu"
+    assert said[2][1:-1] == [line.format(nr) + trace for nr in (1, 2, 4)]
+
+
+async def test_the_metrics_say_while_anything_is_armed(world: World) -> None:
+    """How many are armed, and how often points failed; what is disarmed stays counted."""
+    registry = world.server.metrics.registry
+    assert registry.get_sample_value("fpstated_faults_armed") == 0
+    await arm(world, point="kvm.vcpu.alloc", lease=duration_pb2.Duration(seconds=1))
+    assert registry.get_sample_value("fpstated_faults_armed") == 1
+    vm = await world.vm(vcpus=0)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await world.vcpus.CreateVcpu(vcpu_pb2.CreateVcpuRequest(parent=vm, index=0))
+    world.clock.advance(1)
+    assert registry.get_sample_value("fpstated_faults_armed") == 0
+    assert registry.get_sample_value("fpstated_faults_fired_total", {"point": "kvm.vcpu.alloc"}) == 1
