@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
 import re
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from fault_lab.injection.action import Action, Clock, Delay, Drop, FailErrno, FailStatus, Kill
+from fault_lab.injection.action import (
+    Action,
+    Clock,
+    Corrupt,
+    Delay,
+    Drop,
+    Duplicate,
+    FailErrno,
+    FailStatus,
+    Hold,
+    Kill,
+    Pause,
+    Reorder,
+)
 from fault_lab.injection.attributes import FaultAttributes
-from fault_lab.injection.hit import Selector
+from fault_lab.injection.hit import Selector, Window
 from fault_lab.injection.points import FAULT_POINTS, HOST_POINTS, ErrorClass, Seat, points_as_json
+from fault_lab.plan.arm import arm_requests
+from fault_lab.plan.load import load_plan
+from fault_lab.plan.resolve import planned_faults
+from fault_lab.wire.action import action_from_proto, action_to_proto
 from fpu_core import alloc
 from host_agent import commands as c
 from host_agent.digest import describe
@@ -21,7 +39,10 @@ from host_agent.effects import FaultChanged
 from host_agent.errors import Refused
 from host_agent.events import GuestEvent, PendingOutcome, Xsetbv
 from host_agent.exits import Decision, DecisionKind
+from host_agent.journal.command import pack_command, unpack_command
+from host_agent.log import decode, encode
 from host_agent.machine import HostMachine
+from host_agent.service.translate.fault import arm_fault_from_proto
 from host_agent.sessions import Opened
 from host_agent.state import ControlRecord, HostConfig
 
@@ -271,3 +292,51 @@ def test_a_retry_hits_with_the_event_it_repeats() -> None:
     host.machine.apply(c.Tick(), host.machine.state.now_ns + 1000)
     (hit,) = [each.hit for each in host.machine.take_effects() if isinstance(each, FaultChanged) and each.hit]
     assert hit.trace == ("fpstate.realloc.alloc", "Xsetbv", "Tick")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        *(FailErrno(5), FailStatus(14, "gone"), Delay(1, 2), Drop(), Duplicate(2), Reorder(3)),
+        *(Corrupt(4), Hold(5), Hold(), Kill(6), Kill(), Pause(7), Clock(-8, 9)),
+    ],
+    ids=lambda action: type(action).__name__,
+)
+def test_every_action_goes_into_a_log_and_over_the_wire(action: Action) -> None:
+    """A command with it is written down and read back the same, and so is its message."""
+    command = c.ArmFault(
+        point="mine.step",
+        action=action,
+        owner="me",
+        selector=Selector(entity="a*", among=("ab", "ac"), xfeatures=3),
+        attributes=FaultAttributes(require=("x",), probability_ppm=5),
+        window=Window(after_ns=1, until_events=9),
+        gate_ppm=10,
+        lease_ns=10**9,
+    )
+    assert decode(json.loads(json.dumps(encode(command)))) == command
+    assert unpack_command(pack_command(command)) == command
+    assert action_from_proto("a", action_to_proto(action)) == action
+
+
+def test_a_plan_arms_a_host_as_it_arms_a_run() -> None:
+    """The requests for a live host hold the seeds, picks and windows that a run of the same seed has."""
+    plan = load_plan(
+        "api-version: fpstate.fault.v1\nname: small\nseed: 4\n"
+        "topology: {hosts: [{name: host}], vms: [{name: a, vcpus: 4}]}\n"
+        "faults:\n"
+        "  - {name: f, point: fpstate.realloc.alloc, pick: one, window: {after: 1s}, attributes: {probability: 50}}\n"
+        "  - {name: g, point: link.message, action: drop}\n"
+        "  - {name: h, point: kvm.vcpu.alloc, phases: [warm]}\n"
+    )
+    requests = arm_requests(plan, lease_ns=10**9)
+    assert list(requests) == ["f"]
+    command = arm_fault_from_proto(requests["f"])
+    planned = planned_faults(plan, 4)[0].fault
+    assert (command.selector, command.attributes, command.window) == (
+        planned.selector,
+        planned.attributes,
+        planned.window,
+    )
+    assert (command.owner, command.lease_ns) == ("small", 10**9)
+    assert list(arm_requests(plan, phase="warm")) == ["h"]

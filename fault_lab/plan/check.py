@@ -191,6 +191,8 @@ def _scope(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, path: str) -> Prob
     choice = entities(plan, fault.point)
     if scope.entity and choice is not None:
         yield from _fitting(f"{path}.scope.entity", scope.entity, choice)
+    for nr, name in enumerate(scope.among if choice is not None else ()):
+        yield from _one_of(f"{path}.scope.among[{nr}]", name, choice)
     picks = fault.pick not in (plan_pb2.PICK_UNSPECIFIED, plan_pb2.PICK_ALL)
     if picks and choice is None and fault.point in FAULT_POINTS:
         yield Problem(f"{path}.pick", f"all: nobody can be picked at {fault.point}", "a pick")

@@ -17,7 +17,7 @@ from fpstate.fault.v1 import plan_pb2
 from fault_lab.injection.action import Action, FailErrno
 from fault_lab.injection.attributes import FaultAttributes
 from fault_lab.injection.draw import PPM, draw64, subseed
-from fault_lab.injection.hit import Hit, Selector, Window, matches
+from fault_lab.injection.hit import Hit, Selector, Window
 from fault_lab.injection.points import FAULT_POINTS, ErrorClass, FaultPoint
 from fault_lab.injection.table import ArmedFault, FaultTable
 from fault_lab.plan.entities import entities, links, nodes
@@ -132,10 +132,10 @@ def _picked(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, seed: int) -> Sel
     if FAULT_POINTS[fault.point].error is ErrorClass.MESSAGE and fault.point.startswith("link."):
         side = set(pick(nodes(plan), fault.pick, fault.percent, seed))
         chosen = [link for link in links(plan) if len(side.intersection(link.split("->"))) == 1]
-        chosen = [link for link in chosen if not selector.entity or matches(selector.entity, link)]
+        chosen = [link for link in chosen if Selector(entity=selector.entity, among=selector.among).fits(_named(link))]
     else:
         choice = entities(plan, fault.point) or []
-        fitting = [name for name in choice if not selector.entity or matches(selector.entity, name)]
+        fitting = [name for name in choice if Selector(entity=selector.entity, among=selector.among).fits(_named(name))]
         chosen = pick(fitting, fault.pick, fault.percent, seed)
     return Selector(
         vm=selector.vm,
@@ -144,6 +144,10 @@ def _picked(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, seed: int) -> Sel
         xfeatures=selector.xfeatures,
         among=tuple(chosen) or ("",),
     )
+
+
+def _named(entity: str) -> Hit:
+    return Hit(point="", entity=entity)
 
 
 def pick(names: list[str], how: int, percent: int, seed: int) -> list[str]:

@@ -56,7 +56,14 @@ def attributes_to_proto(attributes: FaultAttributes) -> fault_pb2.FaultAttribute
 
 def selector_from_proto(scope: fault_pb2.FaultScope) -> Selector:
     """Read the part of a FaultScope that hits are compared with; `owner` is the fault's own."""
-    return Selector(vm=scope.vm, vcpu=scope.vcpu, entity=scope.entity, trigger=scope.trigger, xfeatures=scope.xfeatures)
+    return Selector(
+        vm=scope.vm,
+        vcpu=scope.vcpu,
+        entity=scope.entity,
+        trigger=scope.trigger,
+        xfeatures=scope.xfeatures,
+        among=tuple(scope.among),
+    )
 
 
 def scope_to_proto(selector: Selector, owner: str = "") -> fault_pb2.FaultScope:
@@ -68,6 +75,7 @@ def scope_to_proto(selector: Selector, owner: str = "") -> fault_pb2.FaultScope:
         entity=selector.entity,
         trigger=selector.trigger,
         xfeatures=selector.xfeatures,
+        among=selector.among,
     )
 
 

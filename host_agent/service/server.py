@@ -52,7 +52,7 @@ from host_agent.service.address import (
     prepare_socket,
 )
 from host_agent.service.admin import AdminGrpc, AdminHttp
-from host_agent.service.agent import HostAgent
+from host_agent.service.agent import HostAgent, host_gone
 from host_agent.service.agent_log import AgentLog
 from host_agent.service.clock import Clock
 from host_agent.service.credentials import LiveCredentials
@@ -300,6 +300,7 @@ class HostServer:
             return
         if self._drain is not None:
             self._drain.cancel()
+        self._fault_watchers.finish(host_gone())
         await self._server.stop(grace_s)
         await self._admin.aclose()
         if isinstance(self._listen, UnixAddress) and self._is_bound:

@@ -29,6 +29,7 @@ from host_agent.faults import Verdict
 from host_agent.service.errors import field_invalid
 from host_agent.service.translate.fields import duration, request_id, text, vcpu_name, vm_name
 
+_AMONG_MAX: Final = 100_000
 _POINT: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 
 
@@ -95,6 +96,8 @@ def _check_scope(path: str, scope: fault_pb2.FaultScope) -> None:
         vcpu_name(f"{path}.vcpu", scope.vcpu)
     for name in ("owner", "entity", "trigger"):
         text(f"{path}.{name}", getattr(scope, name), longest=128)
+    if len(scope.among) > _AMONG_MAX:
+        raise field_invalid(f"{path}.among", f"at most {_AMONG_MAX} names", len(scope.among))
 
 
 def _point(path: str, point: str) -> str:

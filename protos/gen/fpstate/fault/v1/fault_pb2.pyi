@@ -143,6 +143,7 @@ class FaultScope(_message.Message):
     ENTITY_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
     XFEATURES_FIELD_NUMBER: _builtins.int
+    AMONG_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM, `vms/{vm}`; empty: any."""
     vcpu: _builtins.str
@@ -161,6 +162,10 @@ class FaultScope(_message.Message):
     """
     xfeatures: _builtins.int
     """The components that it is about, a mask of which one must fit; 0: any."""
+    @_builtins.property
+    def among(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is hit is one of these, by its whole name; none: any. At most 100,000."""
+
     def __init__(
         self,
         *,
@@ -170,10 +175,11 @@ class FaultScope(_message.Message):
         entity: _builtins.str = ...,
         trigger: _builtins.str = ...,
         xfeatures: _builtins.int = ...,
+        among: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "owner", b"owner", "trigger", b"trigger", "vcpu", b"vcpu", "vm", b"vm", "xfeatures", b"xfeatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["among", b"among", "entity", b"entity", "owner", b"owner", "trigger", b"trigger", "vcpu", b"vcpu", "vm", b"vm", "xfeatures", b"xfeatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
