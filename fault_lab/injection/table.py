@@ -136,8 +136,10 @@ class FaultTable:
         ``owner`` asks the faults of one owner alone.
         """
         first: ArmedFault | None = None
-        for fault in self.owned(owner):
-            if fault.concerns(hit) and fault.should_fail(hit) and first is None:
+        for fault in self.armed.values():
+            if fault.point != hit.point or owner not in ("", fault.owner) or not fault.concerns(hit):
+                continue
+            if fault.should_fail(hit) and first is None:
                 first = fault
         return first
 
