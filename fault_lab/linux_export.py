@@ -6,7 +6,8 @@ alone what a container is made of (min-order 1, ignore-gfp-wait Y, ignore-gfp-hi
 
 Source: Documentation/fault-injection/fault-injection.rst; include/linux/fault-inject.h, FAULT_ATTR_INITIALIZER;
 mm/fail_page_alloc.c; mm/failslab.c; lib/fault-inject-usercopy.c; block/blk-core.c, should_fail_bio();
-mm/vmalloc.c, __vmalloc_area_node() (order-0 pages that may lie in high memory).
+mm/vmalloc.c, __vmalloc_area_node() (order-0 pages that may lie in high memory, __GFP_NOWARN); mm/util.c, memdup_user()
+(__GFP_NOWARN).
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ class Capability:
     note: str = ""
 
 
-_PAGES: Final = Capability("fail_page_alloc", "CONFIG_FAIL_PAGE_ALLOC", _PAGE, has_gfp=True, has_order=True)
-_SLAB: Final = Capability("failslab", "CONFIG_FAILSLAB", 1, has_gfp=True)
+_SILENT: Final = "it is asked for with __GFP_NOWARN: the kernel logs nothing when it fails, whatever verbose is"
+_PAGES: Final = Capability(
+    "fail_page_alloc", "CONFIG_FAIL_PAGE_ALLOC", _PAGE, has_gfp=True, has_order=True, note=_SILENT
+)
+_SLAB: Final = Capability("failslab", "CONFIG_FAILSLAB", 1, has_gfp=True, note=_SILENT)
 _VCPU_CACHE: Final = Capability("failslab", "CONFIG_FAILSLAB", 1, has_gfp=True, cache="kvm_vcpu")
 _USERCOPY: Final = Capability("fail_usercopy", "CONFIG_FAULT_INJECTION_USERCOPY", 0)
 _BLOCK: Final = Capability("fail_make_request", "CONFIG_FAIL_MAKE_REQUEST", 1, note="set DEVICE to the block device")

@@ -175,6 +175,7 @@ def test_a_kernel_that_lacks_it_says_so(kernel: Kernel) -> None:
         (f"{{name: f, point: {GROW}, scope: {{vm: vms/a}}}}", "a kernel knows no VM"),
         (f"{{name: f, point: {GROW}, gate-ppm: 5}}", "windows, gates and phases are left out"),
         (f"{{name: f, point: {GROW}}}", "grows at KVM_SET_CPUID2"),
+        (f"{{name: f, point: {GROW}}}", "asked for with __GFP_NOWARN: the kernel logs nothing"),
         ("{name: f, point: fpstate.realloc.perm}", "a kernel has nothing that makes fpstate.realloc.perm do EPERM"),
         ("{name: f, point: link.message, action: drop}", "a kernel has nothing that makes link.message do Drop"),
         ("{name: f, point: journal.write, action: ENOSPC}", "nothing that makes journal.write do ENOSPC"),
