@@ -95,10 +95,7 @@ class _Reader:
 
     def message(self, node: yaml.Node, message: Message, path: str) -> None:
         """Fill a message from a mapping, or from its short form."""
-        self._nodes += 1
-        if self._nodes > _NODES_MAX:  # aliases may make a small text a large tree
-            if self._nodes == _NODES_MAX + 1:
-                self.problem(node, path, f"at most {_NODES_MAX} fields", "more")
+        if self._full(node, path):
             return
         self.positions[path] = _position(node)
         descriptor = _descriptor(message)
@@ -108,6 +105,13 @@ class _Reader:
             self._fields(node, message, path)
         else:
             self.problem(node, path, f"a mapping with {_names(descriptor)}")
+
+    def _full(self, node: yaml.Node, path: str) -> bool:
+        """Count a message or an item of a list; aliases may make a small text a large tree."""
+        self._nodes += 1
+        if self._nodes == _NODES_MAX + 1:
+            self.problem(node, path, f"at most {_NODES_MAX} fields and items", "more")
+        return self._nodes > _NODES_MAX
 
     def _short(self, node: yaml.ScalarNode, message: Message, path: str) -> None:
         try:
@@ -174,10 +178,11 @@ class _Reader:
             self.problem(node, path, "a mapping of texts")
             return
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or not isinstance(value, yaml.ScalarNode):
+            texts = [_text(each) for each in (key, value)]
+            if None in texts:
                 self.problem(key, path, "a text with a text")
             else:
-                getattr(message, field.name)[key.value] = value.value
+                getattr(message, field.name)[texts[0]] = texts[1]
 
     def _list(self, node: yaml.Node, message: Message, field: FieldDescriptor, path: str) -> None:
         if not isinstance(node, yaml.SequenceNode):
@@ -188,7 +193,7 @@ class _Reader:
             at = f"{path}[{nr}]"
             if field.message_type is not None:
                 self.message(item, target.add(), at)
-            else:
+            elif not self._full(item, at):
                 self.positions[at] = _position(item)
                 value = self._scalar(item, field, at)
                 if value is not None:
@@ -208,13 +213,23 @@ class _Reader:
         elif field.enum_type is not None:
             value = _enum(text, field.enum_type)
         else:
-            return node.value
+            value = _text(node)
         if value is None:
             self.problem(node, path, _kind(field))
         return value
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _text(node: yaml.Node) -> str | None:
+    """A scalar's text, pairs of surrogates as JSON escapes them joined; None for anything else."""
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    try:
+        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return None
 
 
 def _integer(text: str, least: int, most: int) -> int | None:
