@@ -13,8 +13,10 @@ from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
 from fpstate.v1 import vcpu_pb2
 from google.protobuf import duration_pb2
 
+from host_agent.service.errors import Failure
+from host_agent.service.fault_watch import FaultWatcher, FaultWatchers
 from host_agent.service.server import HostServer
-from host_agent.state import HostConfig
+from host_agent.state import HostConfig, HostState
 from tests.service.world import TIMEOUT_S, World, error_info
 
 pytestmark = pytest.mark.asyncio
@@ -246,6 +248,26 @@ async def test_watching(world: World) -> None:
     assert (fired.fault.fired, fired.fault.attributes.times) == (1, 0)
     assert (fired.hit_scope.vcpu, fired.hit_scope.trigger) == ("vms/a/vcpus/0", "Xsetbv")
     assert fired.hit_scope.xfeatures == 1 << 18
+
+
+async def test_a_watcher_that_does_not_read_is_given_up() -> None:
+    """It hears nothing of what came before, and watches again."""
+    watcher = FaultWatcher("", queue_max=2)
+    for _ in range(3):
+        watcher.push(fault_pb2.WatchFaultsResponse())
+    with pytest.raises(Failure, match="the watcher is 2 changes behind") as caught:
+        await watcher.next()
+    assert caught.value.reason == "LIMIT_REACHED"
+
+
+async def test_a_full_disk_ends_what_stands_on_what_has_not_happened() -> None:
+    """After it, what a watcher was told may not be."""
+    watchers, watcher = FaultWatchers(HostState(HostConfig())), FaultWatcher("")
+    watchers.add(watcher)
+    watchers.rolled_back()
+    with pytest.raises(Failure) as caught:
+        await watcher.next()
+    assert caught.value.reason == "STORAGE_FULL"
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
