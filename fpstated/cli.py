@@ -18,6 +18,7 @@ from fpstated.config.show import print_config
 from fpstated.config.sources import Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.ctl.app import ctl
+from fpstated.faults_command import faults
 from fpstated.journal_cli import journal
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 app.add_typer(certs, name="certs")
 app.add_typer(ctl, name="ctl")
+app.add_typer(faults, name="faults")
 app.add_typer(journal, name="journal")
 
 

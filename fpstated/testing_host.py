@@ -13,7 +13,10 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from fault_lab.injection.table import ArmedFault, FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Selector
+from fault_lab.injection.table import ArmedFault
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from fpu_core.xfeature import XFEATURE_XTILE_DATA
 from guest_agent.aio import AsyncSession, open_async_session
@@ -84,8 +87,13 @@ class AsyncHostUnderTest:
         number = errno if isinstance(errno, int) else getattr(errno_names, errno)
         faults = []
         for hit in range(nth, nth + times):
-            attributes = FaultAttributes(fail_nth=hit)
-            fault = ArmFault(point=point, errno=number, vm=vm, vcpu=vcpu, attributes=attributes, owner="test")
+            fault = ArmFault(
+                point=point,
+                action=FailErrno(number),
+                selector=Selector(vm=vm, vcpu=vcpu),
+                attributes=FaultAttributes(fail_nth=hit),
+                owner="test",
+            )
             faults.append(self._server.agent.submit(fault))
         return faults
 

@@ -14,10 +14,14 @@ from typing import Final
 
 from fpu_core.errors import Errno, FieldError, core_assert
 
-#: Names of the fault points, each at a place where nothing has been changed yet and the caller handles ENOMEM.
+#: Names of the fault points, each at a place where nothing has been changed yet and the caller handles ENOMEM. What is
+#: known of each: ``fault_lab.injection.points``.
 POINT_GUEST_ALLOC: Final = "fpstate.guest.alloc"
 POINT_REALLOC_ALLOC: Final = "fpstate.realloc.alloc"
 POINT_TASK_REALLOC_ALLOC: Final = "fpstate.task.realloc.alloc"
+#: The same, where the permission to grow is looked up: EPERM.
+POINT_REALLOC_PERM: Final = "fpstate.realloc.perm"
+POINT_TASK_REALLOC_PERM: Final = "fpstate.task.realloc.perm"
 FAULT_POINTS: Final = (POINT_GUEST_ALLOC, POINT_REALLOC_ALLOC, POINT_TASK_REALLOC_ALLOC)
 
 

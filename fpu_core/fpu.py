@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from fpu_core.alloc import Account, Allocator
 from fpu_core.config import FpuConfig
+from fpu_core.errors import Errno
 from fpu_core.fpstate import Fpstate, task_fpstate
 from fpu_core.trace import CoreTracer
 
@@ -40,6 +41,15 @@ class CoreCounts:
         self.growths[outcome] = self.growths.get(outcome, 0) + 1
 
 
+#: Asked where a container is to grow, before the permission is looked up: (point, xfeatures) -> the errno to fail with.
+GrowthHook = Callable[[str, int], Errno]
+
+
+def grows(_point: str, _xfeatures: int) -> Errno:
+    """The hook of a host nobody breaks."""
+    return Errno.OK
+
+
 @dataclass(slots=True)
 class FpuHost:
     """What the kernel has once: configuration, allocator, observer, and where the kernel may be preempted."""
@@ -49,6 +59,8 @@ class FpuHost:
     tracer: CoreTracer | None = None
     #: Called where preemption is enabled in the middle of an operation; tests preempt the task here.
     preemptible: Callable[[str], None] | None = None
+    #: A fault point: where it fails, the permission is missing for this once.
+    may_grow: GrowthHook = grows
     #: init_fpstate: the image that registers get their init state from. Default features only (bug B9).
     init_fpstate: Fpstate = field(init=False)
     #: The kernel's clock, in ticks of a millisecond; whoever drives the host sets it.

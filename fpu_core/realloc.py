@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from fpu_core.alloc import (
     POINT_REALLOC_ALLOC,
+    POINT_REALLOC_PERM,
     POINT_TASK_REALLOC_ALLOC,
+    POINT_TASK_REALLOC_PERM,
     AllocFailure,
     AllocFailureCause,
 )
@@ -122,7 +124,9 @@ def _grow(fpu: Fpu, guest: FpuGuest | None, perm: StatePerm, xfeatures: int) -> 
     host = fpu.host
     old = guest.fpstate if guest is not None else fpu.fpstate
     assert old is not None
-    if perm.state_perm & xfeatures != xfeatures:
+    point = POINT_REALLOC_PERM if guest is not None else POINT_TASK_REALLOC_PERM
+    faulty = host.may_grow(point, xfeatures) is not Errno.OK
+    if faulty or perm.state_perm & xfeatures != xfeatures:
         known = (old.xfeatures | xfeatures) & host.config.kernel.max_features
         needed = host.config.kernel_size(known) + FPSTATE_HEADER_BYTES
         host.counts.grew("no_permission")

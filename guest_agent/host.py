@@ -245,6 +245,24 @@ class Host:
         """Disarm a fault by its name, `faults/{id}`; returns it with its last counts."""
         return (self._call(self._faults.DisarmFault, request.disarm_fault(name, request_id=request_id))).fault
 
+    def reset_faults(self, owner: str = "") -> list[fault_pb2.Fault]:
+        """Disarm every fault, or those of one owner; returns them with their last counts."""
+        message = fault_pb2.ResetFaultsRequest(owner=owner, request_id=request.new_id())
+        return list((self._call(self._faults.ResetFaults, message)).faults)
+
+    def renew_faults(self, owner: str = "") -> int:
+        """Start the leases of an owner's faults anew; returns how many that are."""
+        message = fault_pb2.RenewFaultsRequest(owner=owner, request_id=request.new_id())
+        return (self._call(self._faults.RenewFaults, message)).renewed
+
+    def evaluate(
+        self, point: str, scope: fault_pb2.FaultScope | None = None, size: int = 0
+    ) -> fault_pb2.FaultAction | None:
+        """Report that a fault point of your own was reached; returns what is to happen there, None for nothing."""
+        message = fault_pb2.EvaluateRequest(point=point, scope=scope, size=size, request_id=request.new_id())
+        answer = self._call(self._faults.Evaluate, message)
+        return answer.action if answer.fault else None
+
     def list_faults(self) -> list[fault_pb2.Fault]:
         """Return the armed faults with their counts, in the order in which they were armed."""
         faults: list[fault_pb2.Fault] = []

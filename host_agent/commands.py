@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import Action
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.draw import PPM
+from fault_lab.injection.hit import Hit, Selector, Window
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
 from host_agent.kvm.cpuid import CpuidEntry
@@ -336,22 +339,52 @@ class DrainHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmFault:
-    """Arm a fault point; refused unless the host was started with faults."""
+    """Arm a fault point; refused unless the host was started with faults. A lease of 0 never ends."""
 
     point: str
-    errno: int
-    vm: str = ""
-    vcpu: str = ""
+    action: Action
     owner: str = ""
+    selector: Selector = field(default_factory=Selector)
     attributes: FaultAttributes = field(default_factory=FaultAttributes)
+    window: Window = field(default_factory=Window)
+    gate_ppm: int = PPM
+    lease_ns: int = 0
     request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DisarmFault:
-    """Take a fault out; an empty name takes all out."""
+    """Take one fault out."""
 
     name: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetFaults:
+    """Take every fault of one owner out, or of everybody: halt all."""
+
+    owner: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewFaults:
+    """Start the leases of an owner's faults anew."""
+
+    owner: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitFault:
+    """A point outside of the machine was reached: in a service of the host, or in another program.
+
+    Time and event of ``hit`` are the machine's to fill in. ``owner`` asks the faults of one owner alone.
+    """
+
+    hit: Hit
+    owner: str = ""
     request_id: str = ""
 
 
@@ -394,6 +427,9 @@ Command = (
     | DrainHost
     | ArmFault
     | DisarmFault
+    | ResetFaults
+    | RenewFaults
+    | HitFault
     | Tick
     | TaskCommand
 )

@@ -24,7 +24,7 @@ from host_agent.exit_desk import changed, close_exit
 from host_agent.exits import Decision, DecisionKind, ExitRecord, ExitResult, ExitState
 from host_agent.guest_events import done_outcome, enter_again
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
-from host_agent.kvm.outcome import Done, ReallocExit
+from host_agent.kvm.outcome import Done, ReallocExit, Trigger
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.reclaim import VICTIMS_MAX, reclaim
 from host_agent.state import HostState
@@ -34,6 +34,8 @@ from host_agent.vms import reset_vcpus
 _MAX_DELAY_NS = 3600 * 1_000_000_000
 #: Generations of an exit whose winner is remembered; who repeats an older decision hears that it is stale.
 _MAX_WINNERS = 256
+#: The guest event that a retry does again.
+_EVENTS = {Trigger.XSETBV: "Xsetbv", Trigger.WRMSR_XFD: "Wrmsr"}
 
 
 def resolve_exit(state: HostState, command: ResolveExit) -> ExitRecord:
@@ -138,7 +140,7 @@ def apply_decision(
 
 def _carry_out(state: HostState, vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
     """A bug of ours on the way stops this vCPU, and nobody else."""
-    state.act_for(record.vm, record.vcpu)
+    state.act_for(record.vm, record.vcpu, _EVENTS[record.write.trigger])
     try:
         _EFFECTS[decision.kind](state, vcpu, record, decision)
     except CoreBug as bug:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fault_lab.injection.hit import Hit
+from fault_lab.injection.table import ArmedFault
 from host_agent.events import Directive, Outcome
 
 
@@ -43,4 +45,13 @@ class Drained:
     """The host takes no new work."""
 
 
-Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained
+@dataclass(frozen=True, slots=True)
+class FaultChanged:
+    """A fault was armed, disarmed or expired, or it fired at ``hit``."""
+
+    kind: str
+    fault: ArmedFault
+    hit: Hit | None = None
+
+
+Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained | FaultChanged

@@ -93,6 +93,20 @@ def no_memory(what: str, failure: AllocFailure, vcpu: str) -> Refused:
     )
 
 
+def out_of_memory(what: str, vcpu: str = "") -> Refused:
+    """ENOMEM for something that is no container: the kernel's own structures, of which no ledger is kept."""
+    return Refused(
+        Reason.ALLOCATION_FAILED,
+        f"no memory for {what}",
+        vcpu=vcpu,
+        cause="NO_MEMORY",
+        bytesNeeded=0,
+        scope="HOST",
+        errno=12,
+        errnoName="ENOMEM",
+    )
+
+
 def kvm_errno(errno: Errno, what: str) -> Refused:
     """A refusal that is the kernel's own: its errno is in the metadata."""
     return Refused(Reason.KVM_ERRNO, f"{what}: {errno.name}", errno=int(errno), errnoName=errno.name, call=what)

@@ -46,7 +46,7 @@ from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, 
 def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explicit: bool) -> OutcomeKind:
     """Execute event ``seq``; raises ``Refused`` for a mistake, after which nothing has changed."""
     vm = state.vms[vcpu.vm.account.name]
-    state.act_for(vm.name, state.vcpu_name(vcpu))
+    state.act_for(vm.name, state.vcpu_name(vcpu), type(kind).__name__)
     match kind:
         case Enter():
             return _enter(state, vm, vcpu, kind)

@@ -16,7 +16,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import Action
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Hit, Selector, Window
 from fpu_core.tile import TileOp
 from fpu_core.xsave_insn import XsaveInsn
 from host_agent import commands, events
@@ -36,6 +38,10 @@ _CLASSES: Final[dict[str, type]] = {
         Decision,
         CpuidEntry,
         FaultAttributes,
+        *get_args(Action),
+        Hit,
+        Selector,
+        Window,
         HostConfig,
     )
 }

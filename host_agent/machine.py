@@ -90,6 +90,9 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     c.DrainHost: _drain,
     c.ArmFault: faults.arm,
     c.DisarmFault: faults.disarm,
+    c.ResetFaults: faults.reset,
+    c.RenewFaults: faults.renew,
+    c.HitFault: faults.hit,
     c.Tick: _tick,
 }
 
@@ -151,6 +154,8 @@ class HostMachine:
         return reply
 
     def _handle(self, command: c.Command) -> Any:  # noqa: ANN401
+        self.state.acting_command = type(command).__name__
+        self.state.act_for("")
         try:
             return HANDLERS[type(command)](self.state, command)
         except FieldError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, fields
 
-from fault_lab.injection.table import FaultTable
+from fault_lab.injection.hit import Hit
+from fault_lab.injection.table import ArmedFault, FaultTable, errno_of
 from fpu_core.alloc import Account, Allocator
 from fpu_core.config import FpuConfig
 from fpu_core.cpu import Cpu
@@ -15,13 +16,15 @@ from fpu_core.invariants import CoreView, PermissionHistory
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
 from host_agent.audit import Audit
-from host_agent.effects import Effect
+from host_agent.effects import Effect, FaultChanged
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
 from host_agent.exits import DecisionKind, ExitRecord
 from host_agent.kvm.vcpu import KvmVm, Vcpu
 
 NS_PER_S = 1_000_000_000
+#: The label of a VM whose hits pass the task filter of a fault: the kernel's /proc/<pid>/make-it-fail.
+MAKE_IT_FAIL = "make-it-fail"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,17 +204,62 @@ class HostState:
     #: Who is acting, for fault points with a scope: resource names.
     acting_vm: str = ""
     acting_vcpu: str = ""
+    #: The command, and the event or the call within it that the operation is part of.
+    acting_command: str = ""
+    acting_trigger: str = ""
+    #: The components a container is about to grow by.
+    acting_xfeatures: int = 0
 
     def __post_init__(self) -> None:
         self.first_boot_id = self.first_boot_id or self.config.boot_id
         self.allocator.host.limit_bytes = self.config.byte_limit
+        self.hook_faults()
+
+    def hook_faults(self) -> None:
+        """Be asked at the core's fault points."""
         self.allocator.should_fail = self._should_fail
+        for platform in self.platforms.values():
+            platform.host.may_grow = self.may_grow
 
     def _should_fail(self, point: str, _account: str, size_bytes: int) -> Errno:
+        """The allocator's hook."""
+        return Errno(self.fault_errno(point, size_bytes)) if self.faults.armed else Errno.OK
+
+    def may_grow(self, point: str, xfeatures: int) -> Errno:
+        """The core's hook where a container is to grow."""
         if not self.faults.armed:
             return Errno.OK
-        errno = self.faults.should_fail(point, self.acting_vm, self.acting_vcpu, size_bytes)
-        return Errno.ENOMEM if errno else Errno.OK
+        self.acting_xfeatures = xfeatures
+        return Errno(self.fault_errno(point))
+
+    def fault_errno(self, point: str, size_bytes: int = 0) -> int:
+        """Hit a point on behalf of whoever acts; return the errno it fails with, 0 for none."""
+        if not self.faults.armed:
+            return 0
+        trigger = self.acting_trigger or self.acting_command
+        trace = (trigger, self.acting_command) if self.acting_trigger else (trigger,)
+        vm = self.vms.get(self.acting_vm)
+        hit = Hit(
+            point=point,
+            entity=self.acting_vcpu or self.acting_vm,
+            vm=self.acting_vm,
+            vcpu=self.acting_vcpu,
+            trigger=trigger,
+            xfeatures=self.acting_xfeatures,
+            size_bytes=size_bytes,
+            trace=(point, *trace),
+            make_it_fail=vm is not None and MAKE_IT_FAIL in vm.labels,
+            now_ns=self.now_ns,
+            event=self.revision,
+        )
+        return errno_of(self.fault_hit(hit))
+
+    def fault_hit(self, hit: Hit, *, owner: str = "") -> ArmedFault | None:
+        """Tell the armed faults of a hit, and whoever listens which of them fired."""
+        fired = self.faults.hit(hit, owner=owner)
+        if fired is not None:
+            self.effects.append(FaultChanged("FIRED", fired, hit))
+        return fired
 
     def listen(self, tracer: CoreTracer | None) -> None:
         """Let every hardware operation and allocation be heard from now on."""
@@ -226,12 +274,13 @@ class HostState:
         tracer = self.tracer
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
-        self.allocator.should_fail = self._should_fail
+        self.hook_faults()
         self.listen(tracer)
 
-    def act_for(self, vm: str, vcpu: str = "") -> None:
-        """Say on whose behalf the next operations are."""
-        self.acting_vm, self.acting_vcpu = vm, vcpu
+    def act_for(self, vm: str, vcpu: str = "", trigger: str = "") -> None:
+        """Say on whose behalf the next operations are, and which event of theirs is the reason."""
+        self.acting_vm, self.acting_vcpu, self.acting_trigger = vm, vcpu, trigger
+        self.acting_xfeatures = 0
 
     def next_id(self, kind: str) -> str:
         """Return an id nobody had before, on this boot or another: made of the first boot's id and a counter."""

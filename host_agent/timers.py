@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from host_agent.decisions import deadline_passed, delay_passed
 from host_agent.exits import ExitState
+from host_agent.faults import expire
 from host_agent.sessions import end_session
 from host_agent.state import HostState
 
@@ -20,6 +21,9 @@ def _deadlines(state: HostState) -> Iterator[int]:
         yield session.expires_ns
     for control in state.controls.values():
         yield control.expires_ns
+    for fault in state.faults.armed.values():
+        if fault.expires_ns is not None:
+            yield fault.expires_ns
     for record in state.exits.values():
         if record.retry_ns is not None:
             yield record.retry_ns
@@ -28,7 +32,7 @@ def _deadlines(state: HostState) -> Iterator[int]:
 
 
 def due(state: HostState) -> bool:
-    """Let everything that is due happen: sessions first, then controls, then exits, each in the order it was made.
+    """Let everything that is due happen: sessions, controls, faults, exits, each in the order it was made.
 
     Returns whether anything was.
     """
@@ -36,10 +40,12 @@ def due(state: HostState) -> bool:
     first = next_deadline_ns(state)
     if first is None or first > now_ns:
         return False
+    state.acting_command = "Tick"  # whatever command brought the time along
     for session in [each for each in state.sessions.values() if each.expires_ns <= now_ns]:
         end_session(state, session, expired=True)
     for control in [each for each in state.controls.values() if each.expires_ns <= now_ns]:
         del state.controls[control.name]
+    expire(state)
     for record in list(state.exits.values()):
         if record.retry_ns is not None and record.retry_ns <= now_ns:
             delay_passed(state, record)

@@ -14,6 +14,7 @@ from fpu_core.realloc import Reallocated
 from host_agent.commands import SetMsrs, SetXcrs, SetXsave
 from host_agent.errors import Reason, Refused, kvm_errno
 from host_agent.events import Growth
+from host_agent.faults import check_ioctl
 from host_agent.kvm import msrs_ioctl, xcrs_ioctl, xsave_ioctl
 from host_agent.kvm.lifecycle import VcpuState
 from host_agent.kvm.msrs_ioctl import MsrEntry
@@ -55,6 +56,7 @@ def get_msrs(state: HostState, name: str, indices: tuple[int, ...]) -> list[MsrE
 def set_xsave(state: HostState, command: SetXsave) -> Growth | None:
     """KVM_SET_XSAVE; says how the container grew, if it did."""
     vcpu = _settable(state, command.vcpu)
+    check_ioctl(state, "kvm.set_xsave.copy", "KVM_SET_XSAVE")
     done = _done(xsave_ioctl.set_xsave(vcpu, command.xsave), "KVM_SET_XSAVE")
     return _growth(vcpu, done.reallocated)
 
@@ -62,6 +64,7 @@ def set_xsave(state: HostState, command: SetXsave) -> Growth | None:
 def set_xcrs(state: HostState, command: SetXcrs) -> Growth | None:
     """KVM_SET_XCRS; says how the container grew, if it did."""
     vcpu = _settable(state, command.vcpu)
+    check_ioctl(state, "kvm.set_xcrs.copy", "KVM_SET_XCRS")
     xcrs = [Xcr(*entry) for entry in command.xcrs]
     return _growth(vcpu, _done(xcrs_ioctl.set_xcrs(vcpu, xcrs, command.flags), "KVM_SET_XCRS").reallocated)
 
@@ -69,6 +72,7 @@ def set_xcrs(state: HostState, command: SetXcrs) -> Growth | None:
 def set_msrs(state: HostState, command: SetMsrs) -> MsrsReply:
     """KVM_SET_MSRS: a refused entry ends the run and is no error; the count says where."""
     vcpu = _settable(state, command.vcpu)
+    check_ioctl(state, "kvm.set_msrs.copy", "KVM_SET_MSRS")
     done = _done(msrs_ioctl.set_msrs(vcpu, [MsrEntry(*entry) for entry in command.entries]), "KVM_SET_MSRS")
     return MsrsReply(done.processed, _growth(vcpu, done.reallocated))
 

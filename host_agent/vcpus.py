@@ -8,7 +8,7 @@ from fpu_core.alloc import AllocFailure
 from fpu_core.errors import Errno
 from host_agent.commands import CreateVcpu, DeleteVcpu
 from host_agent.directives import finish_pending, issue_directive
-from host_agent.errors import Reason, Refused, invalid, kvm_errno, no_memory
+from host_agent.errors import Reason, Refused, invalid, kvm_errno, no_memory, out_of_memory
 from host_agent.events import Directive, GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.exits import ExitResult
@@ -34,6 +34,8 @@ def create(state: HostState, command: CreateVcpu) -> Vcpu:
     if command.task:
         state.task(f"{vm.name}/tasks/{command.task}")
     state.act_for(vm.name, name)
+    if state.fault_errno("kvm.vcpu.alloc"):
+        raise out_of_memory(f"vCPU {name!r}", name)
     state.serial += 1
     created = create_vcpu(vm.kvm, command.index, serial=state.serial, confidential=command.confidential)
     if isinstance(created, AllocFailure):

@@ -14,10 +14,11 @@ from fpu_core.permission import get_permitted, request_permission
 from fpu_core.rules import KERNEL_RULES
 from host_agent.commands import CreateVm, DeleteVm, ExecTask, RequestPermission, ResetVm, SetCpuid, UpdateVm
 from host_agent.directives import finish_pending, issue_directive
-from host_agent.errors import Reason, Refused, invalid, kvm_errno, limit_reached
+from host_agent.errors import Reason, Refused, invalid, kvm_errno, limit_reached, out_of_memory
 from host_agent.events import GoneOutcome
 from host_agent.exit_desk import cancel_exit
 from host_agent.exits import ExitResult
+from host_agent.faults import check_ioctl
 from host_agent.ids import check_id
 from host_agent.kvm.cpuid import CpuidTable, GuestCpuid
 from host_agent.kvm.lifecycle import VcpuState
@@ -47,6 +48,9 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
     policy = allocation_policy(command.allocation_policy)
     profile, dump = _processor(state, command)
+    state.act_for(name)
+    if state.fault_errno("kvm.vm.alloc"):
+        raise out_of_memory(f"VM {name!r}")
     platform = _platform(state, command, profile, dump)
     account = vm_account(state, command.vm_id, command.byte_limit)
     leader = Fpu(platform.host, f"{name}/tasks/main", account=account)
@@ -98,7 +102,7 @@ def _platform(state: HostState, command: CreateVm, profile_name: str, dump: str)
         raise invalid(field, error.expected, error.got) from error
     if dump:
         _forget_processors(state)
-    host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator, state.tracer)
+    host = FpuHost(boot(profile, KERNEL_RULES[rules_name]), state.allocator, state.tracer, may_grow=state.may_grow)
     platform = Platform(host, [Cpu(nr, host.config, state.tracer) for nr in range(state.config.cpus)])
     state.platforms[source, rules_name] = platform
     return platform
@@ -219,6 +223,7 @@ def set_cpuid(state: HostState, command: SetCpuid) -> VmRecord:
     cpuid = _guest_cpuid(vm.kvm, command)
     vcpu = state.vcpu(command.vcpu) if command.vcpu else None
     state.act_for(vm.name, command.vcpu)
+    check_ioctl(state, "kvm.set_cpuid.copy", "KVM_SET_CPUID2")
     errno = set_cpuid2(vcpu, cpuid) if vcpu is not None else set_vm_cpuid(vm.kvm, cpuid)
     if errno is not Errno.OK:
         raise kvm_errno(errno, "KVM_SET_CPUID2")

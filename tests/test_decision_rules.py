@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from fpu_core.xfeature import MSR_IA32_XFD
 from host_agent.commands import ArmFault, CreateVcpu, CreateVm, RequestPermission, ResolveExit
@@ -68,7 +69,7 @@ def exit_of(cause: ExitCause, trigger: str, **config: object) -> tuple[Host, Exi
         host.apply(RequestPermission(vm=VM, feature=18, guest=True))
     host.apply(CreateVcpu(vm=VM, index=0))
     if cause is ExitCause.NO_MEMORY:
-        host.apply(ArmFault(point=POINT_REALLOC_ALLOC, errno=12, attributes=FaultAttributes(times=-1)))
+        host.apply(ArmFault(point=POINT_REALLOC_ALLOC, action=FailErrno(12), attributes=FaultAttributes(times=-1)))
     if trigger == "XSETBV":
         pending = host.event(VCPU, Xsetbv(0, AMX)).kind
     else:

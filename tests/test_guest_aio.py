@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from fpstate.fault.v1 import fault_pb2
 from fpstate.v1 import exit_pb2, exit_pb2_grpc
 
 from fpstated.client import (
@@ -376,6 +377,13 @@ async def test_the_hosts_calls(host: AsyncHost) -> None:
     fault = await host.arm_fault(REALLOC, errno=ENOMEM, times=1)
     assert [each.name for each in await host.list_faults()] == [fault.name]
     assert (await host.disarm_fault(fault.name)).name == fault.name
+    await host.arm_fault("mine.write", errno=ENOMEM, owner="me", lease_s=60.0)
+    answer = await host.evaluate("mine.write", fault_pb2.FaultScope(vm="vms/a"))
+    assert answer is not None
+    assert answer.errno_action.errno_value == ENOMEM
+    assert await host.renew_faults("me") == 1
+    assert [each.hits for each in await host.reset_faults()] == [1]
+    assert await host.evaluate("mine.write") is None
     assert (await host.reset_vm("vms/a")).name == "vms/a"
     assert (await host.get_permission("vms/a")).locked
     assert (await host.set_altstack("vms/a/tasks/main", 4096)).altstack_bytes == 4096

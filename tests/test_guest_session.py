@@ -475,6 +475,16 @@ def test_the_hosts_calls(host: Host) -> None:
         host.get_vm("vms/a")
 
 
+def test_a_program_with_fault_points_of_its_own(host: Host) -> None:
+    """It asks at each hit what is to happen; its owner renews the lease and heals in the end."""
+    fault = host.arm_fault("mine.write", errno=ENOMEM, owner="me", fail_nth=2, lease_s=60.0)
+    answers = [host.evaluate("mine.write", size=512) for _ in range(3)]
+    assert [answer.errno_action.errno_value if answer else 0 for answer in answers] == [0, ENOMEM, 0]
+    assert (host.renew_faults("me"), host.renew_faults("them")) == (1, 0)
+    assert [(each.name, each.hits) for each in host.reset_faults("me")] == [(fault.name, 3)]
+    assert host.reset_faults() == []
+
+
 def test_no_thread_outlives_its_session(host: Host) -> None:
     """The keepalive thread ends with the session."""
     vcpu = create_guest(host, "a")

@@ -74,8 +74,8 @@ RULES = (
 
     # The gRPC shells: translate, submit, await, translate.
     Rule(package="host_agent.service",
-         ours=("fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal", "fault_lab.injection", "fpstate",
-               "fpstated.link"),
+         ours=("fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal", "fault_lab.injection",
+               "fault_lab.wire", "fpstate", "fpstated.link"),
          third_party=(*WIRE, "grpc_channelz", "grpc_health", "grpc_reflection", "prometheus_client")),
 
     # The guest's side; it runs on the base install, which has no numpy.
@@ -88,10 +88,19 @@ RULES = (
 
     # The fault points: a leaf that agents and controllers may import.
     Rule(package="fault_lab.injection", pure=True),
+    # The same faults as the wire has them.
+    Rule(package="fault_lab.wire", ours=("fpstate", "fault_lab.injection"), third_party=("google",), pure=True),
+    # Plans: text in, messages and armed faults out.
+    # It asks the parts themselves what they take: profiles, allocation policies, controllers' policies, scripts.
+    Rule(package="fault_lab.plan",
+         ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fpu_core", "host_agent.kvm",
+               "vmm_controller.policy", "guest_agent"),
+         third_party=("google", "yaml"), pure=True),
     # The virtual-time world sees every pure part and no gRPC.
     Rule(package="fault_lab.simulation", ours=(*PURE_PARTS, "fault_lab.injection"), third_party=("numpy",), pure=True),
     # The same plans on real processes, and what authors of tests import.
-    Rule(package="fault_lab", ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.simulation"),
+    Rule(package="fault_lab",
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.simulation"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -100,7 +109,7 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.simulation", "fpstated.link"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.simulation", "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Selector
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from host_agent.audit import DEADLINE, Decider
 from host_agent.commands import ArmFault, CreateVcpu, CreateVm, DeleteVcpu, RequestPermission, ResolveExit, Tick
@@ -24,7 +26,14 @@ def parked(*, times: int = -1, **config: int) -> tuple[Host, ExitRecord]:
     host.apply(CreateVm(vm_id="a"))
     host.apply(RequestPermission(vm=VM, feature=18, guest=True))
     host.apply(CreateVcpu(vm=VM, index=0))
-    host.apply(ArmFault(point=POINT_REALLOC_ALLOC, errno=12, vm=VM, attributes=FaultAttributes(times=times)))
+    host.apply(
+        ArmFault(
+            point=POINT_REALLOC_ALLOC,
+            action=FailErrno(12),
+            selector=Selector(vm=VM),
+            attributes=FaultAttributes(times=times),
+        )
+    )
     pending = host.event(VCPU, Xsetbv(0, 0x602E7)).kind
     assert isinstance(pending, PendingOutcome)
     return host, host.machine.state.exits[pending.exit]

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from fault_lab.injection.table import ArmedFault, FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Hit
+from fault_lab.injection.table import ArmedFault
 from fpu_core.errors import CoreBug
 from host_agent import commands as c
 from host_agent.errors import Refused
@@ -59,7 +62,7 @@ class Rig:
     def fail_next(self) -> None:
         """Let the next growth fail."""
         attributes = FaultAttributes(times=1)
-        self.apply(c.ArmFault(point="fpstate.realloc.alloc", errno=12, attributes=attributes))
+        self.apply(c.ArmFault(point="fpstate.realloc.alloc", action=FailErrno(12), attributes=attributes))
 
     def resolve(self, kind: DecisionKind, generation: int = 1) -> None:
         """Decide the exit of the last event."""
@@ -162,5 +165,12 @@ def test_another_process_cannot_run_the_vcpu(rig: Rig) -> None:
 
 def test_interval_counts_what_comes_after_the_space_budget() -> None:
     """As in should_fail_ex(): a hit within ``space`` uses the budget up and is not counted."""
-    fault = ArmedFault(name="f", point="p", errno=12, attributes=FaultAttributes(space=250, interval=2))
-    assert [fault.should_fail("vm", 100) for _ in range(6)] == [False, False, False, True, False, True]
+    fault = ArmedFault(name="f", point="p", action=FailErrno(12), attributes=FaultAttributes(space=250, interval=2))
+    assert [fault.should_fail(Hit(point="p", size_bytes=100)) for _ in range(6)] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Selector
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from fpu_core.xfeature import MSR_IA32_XFD
 from host_agent.commands import (
@@ -60,7 +62,9 @@ def _host(*, permitted: bool = True, limit: int | None = None, times: int = -1) 
     host.apply(CreateVcpu(vm=VM, index=0))
     if times:
         attributes = FaultAttributes(times=times)
-        host.apply(ArmFault(point=POINT_REALLOC_ALLOC, errno=12, vm=VM, attributes=attributes))
+        host.apply(
+            ArmFault(point=POINT_REALLOC_ALLOC, action=FailErrno(12), selector=Selector(vm=VM), attributes=attributes)
+        )
     return host
 
 

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.hit import Selector
 from fpu_core.alloc import POINT_TASK_REALLOC_ALLOC
 from fpu_core.fpu import FPU_GUEST_PERM_LOCKED
 from fpu_core.tile import TileOp
@@ -215,7 +217,7 @@ def test_fault_in_the_scope_of_another_vm() -> None:
     """A fault armed for VM b hits no task of VM a, whoever acted last."""
     host = _host()
     host.apply(CreateVm(vm_id="b"))
-    host.apply(ArmFault(point=POINT_TASK_REALLOC_ALLOC, errno=12, vm="vms/b"))
+    host.apply(ArmFault(point=POINT_TASK_REALLOC_ALLOC, action=FailErrno(12), selector=Selector(vm="vms/b")))
     host.apply(CreateVcpu(vm="vms/b", index=0))
     assert host.apply(UseFeature(task=MAIN, feature=18, offset=0, data=b"x")).signal == ""
     host.apply(RequestPermission(vm="vms/b", feature=18, guest=False))

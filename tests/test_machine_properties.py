@@ -14,8 +14,10 @@ from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fault_lab.injection.table import FaultAttributes
-from fpu_core.alloc import FAULT_POINTS
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Selector
+from fault_lab.injection.points import FAULT_POINTS, HOST_POINTS, FaultPoint
 from fpu_core.fpstate import image_offsets
 from fpu_core.tile import TileOp
 from fpu_core.xfeature import (
@@ -39,7 +41,6 @@ from host_agent.commands import (
     CreateVm,
     DeleteVcpu,
     DeleteVm,
-    DisarmFault,
     ExecTask,
     ExitTask,
     KeepAlive,
@@ -49,6 +50,7 @@ from host_agent.commands import (
     ReleaseControl,
     RenewControl,
     RequestPermission,
+    ResetFaults,
     ResetVm,
     ResolveExit,
     ScheduleTask,
@@ -187,7 +189,7 @@ class HostRules(RuleBasedStateMachine):
             self.do(CreateVcpu(vm=name, index=0))
         self.acquire(0, name="one")
         if fails:
-            self.do(ArmFault(point=FAULT_POINTS[1], errno=12, attributes=FaultAttributes(times=3)))
+            self.do(ArmFault(point="fpstate.realloc.alloc", action=FailErrno(12), attributes=FaultAttributes(times=3)))
         for nr in range(asking if self.vcpus() else 0):
             self.submit(nr, [Xsetbv(0, 0x602E7)], explicit=False)
 
@@ -590,21 +592,27 @@ class HostRules(RuleBasedStateMachine):
     # -- breaking, and time --------------------------------------------------------------------------------------------
 
     @rule(
-        point=st.sampled_from(FAULT_POINTS),
+        point=st.sampled_from([FAULT_POINTS[name] for name in HOST_POINTS if FAULT_POINTS[name].errnos]),
         vm=st.sampled_from(["", *VMS]),
         times=st.sampled_from([1, 2, -1]),
         ppm=st.sampled_from([1_000_000, 500_000]),
         seed=index,
     )
-    def arm(self, point: str, vm: str, times: int, ppm: int, seed: int) -> None:
-        """Allocations fail from now on."""
-        attributes = FaultAttributes(times=times, probability_ppm=ppm, seed=seed)
-        self.do(ArmFault(point=point, errno=12, vm=vm, attributes=attributes))
+    def arm(self, point: FaultPoint, vm: str, times: int, ppm: int, seed: int) -> None:
+        """Something fails from now on, for ever or until a lease ends."""
+        fault = ArmFault(
+            point=point.name,
+            action=FailErrno(point.errnos[seed % len(point.errnos)]),
+            selector=Selector(vm=vm),
+            attributes=FaultAttributes(times=times, probability_ppm=ppm, seed=seed),
+            lease_ns=seed % 3 * SECOND_NS,
+        )
+        self.do(fault)
 
     @rule()
     def disarm_all(self) -> None:
         """Memory is plenty again."""
-        self.do(DisarmFault(name=""))
+        self.do(ResetFaults())
 
     @rule(seconds=st.sampled_from([0, 1, 1, 3, 6, 30]), due=st.booleans())
     def tick(self, seconds: int, due: bool) -> None:

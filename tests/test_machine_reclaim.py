@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
 from fpu_core.alloc import POINT_REALLOC_ALLOC
 from fpu_core.xfeature import MSR_IA32_XFD
 from host_agent.commands import (
@@ -62,7 +63,7 @@ def parked(host: Host, vcpu: str) -> ExitRecord:
 
 def no_memory(host: Host, times: int = 1) -> None:
     """The next growths find none."""
-    host.apply(ArmFault(point=POINT_REALLOC_ALLOC, errno=12, attributes=FaultAttributes(times=times)))
+    host.apply(ArmFault(point=POINT_REALLOC_ALLOC, action=FailErrno(12), attributes=FaultAttributes(times=times)))
 
 
 def resolve(host: Host, record: ExitRecord, what: Decision, scope: str = "") -> object:

@@ -47,7 +47,8 @@ CONTRACT = {
     },
     "fpstate.v1.WatchService": {"Watch"},
     "fpstate.fault.v1.FaultService": {
-        "ArmFault", "DisarmFault", "GetFault", "ListFaults", "ResetFaults", "WatchFaults", "Evaluate", "AdvanceClock",
+        "ArmFault", "DisarmFault", "GetFault", "ListFaults", "ResetFaults", "RenewFaults", "WatchFaults", "Evaluate",
+        "AdvanceClock",
     },
 }
 

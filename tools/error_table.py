@@ -49,6 +49,7 @@ _FROM_ELSEWHERE: Final = {
     "Attach": ("HOST_DRAINING", "SESSION_EXPIRED"),
     "Watch": ("HOST_DRAINING",),
     "WatchExits": ("HOST_DRAINING",),
+    "WatchFaults": ("HOST_DRAINING",),
     "SubmitEvents": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
     "WaitOutcome": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
 }

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fault_lab.injection.points import points_table
 from fpstated.config.show import settings_tables
 from host_agent.decision_rules import decisions_table, refusals_table
 from host_agent.service.access.matrix import matrix_table
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "error-calls": calls_table,
     "error-common": common_table,
     "error-reasons": reasons_table,
+    "fault-points": points_table,
     "metrics": metrics_table,
     "refusals": refusals_table,
     "settings": settings_tables,

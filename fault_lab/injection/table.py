@@ -1,97 +1,109 @@
-"""FaultTable: the armed faults of one host, and what each point says when it is hit.
+"""FaultTable: the armed faults of one world, and what each point says when it is hit.
 
-Attributes keep the kernel's names and its order of decision: fail-nth first; then probability 0, the filter (here the
-scope), times, space, interval, chance; ``times`` is used up by a fault that fires.
-Source: Documentation/fault-injection/fault-injection.rst; lib/fault-inject.c, should_fail_ex().
+A hit concerns a fault when the point is its own, the selector fits, the window is open and the gate let the fault into
+this run. Those hits it counts; which of them fire is ``attributes``' business.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fault_lab.injection.draw import PPM, draw_ppm
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FaultAttributes:
-    """When an armed point fires.
-
-    ``probability_ppm`` 0..1,000,000; ``interval`` 1 means every hit; ``times`` -1 means no limit; ``space`` is a budget
-    in bytes that passes before anything fails; ``fail_nth`` 1 means the next hit, and then decides alone.
-    """
-
-    probability_ppm: int = PPM
-    interval: int = 1
-    times: int = -1
-    space: int = 0
-    fail_nth: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check("probability_ppm", self.probability_ppm, 0, PPM, "0..1,000,000")
-        _check("interval", self.interval, 1, None, "1 or more")
-        _check("times", self.times, -1, None, "-1 (no limit) or more")
-        _check("space", self.space, 0, None, "0 or more bytes")
-        _check("fail_nth", self.fail_nth, 0, None, "0 (not used) or more")
-
-
-class FaultAttributeError(ValueError):
-    """A fault attribute out of range: ``field`` names it, ``expected`` says what would have been accepted."""
-
-    def __init__(self, name: str, expected: str, got: object) -> None:
-        super().__init__(f"{name}: expected {expected}, got {got!r}")
-        self.field = name
-        self.expected = expected
-        self.got = got
-
-
-def _check(name: str, value: int, least: int, most: int | None, expected: str) -> None:
-    if value < least or (most is not None and value > most):
-        raise FaultAttributeError(name, expected, value)
+from fault_lab.injection.action import Action, Delay, FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.draw import PPM, draw_between, draw_ppm
+from fault_lab.injection.hit import Hit, Selector, Window
 
 
 @dataclass(slots=True, kw_only=True)
 class ArmedFault:
-    """One armed fault. ``vm`` and ``vcpu`` narrow it to resource names; empty means any."""
+    """One armed fault. ``selector`` narrows it to somebody's hits; ``owner`` says who armed it."""
 
     name: str
     point: str
-    errno: int
-    vm: str = ""
-    vcpu: str = ""
+    action: Action
     owner: str = ""
+    selector: Selector = field(default_factory=Selector)
     attributes: FaultAttributes = field(default_factory=FaultAttributes)
+    window: Window = field(default_factory=Window)
+    #: Of a run, so many parts per million have this fault at all, as its seed draws it.
+    gate_ppm: int = PPM
+    #: When it was armed, on the clock and in the count of events of its hits.
+    armed_ns: int = 0
+    armed_event: int = 0
+    #: When it is disarmed by itself, None for never; and the lease that starts anew when it is renewed, 0 for none.
+    expires_ns: int | None = None
+    lease_ns: int = 0
     #: How often the point was reached inside the scope, and how often the fault fired.
     hits: int = 0
     fired: int = 0
-    #: Hits past the space budget: what ``interval`` counts.
+    #: Hits of each entity, which its draws are numbered by: another entity's hits move none of them.
+    entity_hits: dict[str, int] = field(default_factory=dict)
+    #: Hits past the filters: what ``fail_nth`` counts, or past the space budget, what ``interval`` counts.
     counted: int = 0
 
-    def matches(self, point: str, vm: str, vcpu: str) -> bool:
-        """Whether a hit of ``point`` by ``vm`` and ``vcpu`` is this fault's business."""
-        return self.point == point and self.vm in ("", vm) and self.vcpu in ("", vcpu)
-
-    def should_fail(self, entity: str, size_bytes: int) -> bool:
-        """Count a hit and decide it."""
-        self.hits += 1
-        attrs = self.attributes
-        if attrs.fail_nth:
-            if self.hits != attrs.fail_nth:
-                return False
-            self.fired += 1
-            return True
-        if attrs.probability_ppm == 0 or attrs.times == 0:
+    @property
+    def gated_out(self) -> bool:
+        """Whether this run has the fault armed in vain."""
+        if self.gate_ppm >= PPM:
             return False
-        if attrs.space > size_bytes:
-            self.attributes = replace(attrs, space=attrs.space - size_bytes)
+        return draw_ppm(self.attributes.seed, f"{self.point}#gate", "", 0) >= self.gate_ppm
+
+    def concerns(self, hit: Hit) -> bool:
+        """Whether the hit is this fault's business."""
+        return (
+            self.point == hit.point
+            and self.selector.fits(hit)
+            and self.window.open(hit.now_ns - self.armed_ns, hit.event - self.armed_event)
+            and not self.gated_out
+        )
+
+    def should_fail(self, hit: Hit) -> bool:
+        """Count a hit that concerns the fault, and decide it. A hit without a size is no allocation."""
+        if hit.size_bytes and not self.attributes.alloc_passes(hit.size_bytes):
+            return False
+        self.hits += 1
+        nr = self.entity_hits[hit.entity] = self.entity_hits.get(hit.entity, 0) + 1
+        attrs = self.attributes
+        stack_first = attrs.should_fail_order != "2.6.20"
+        if attrs.fail_nth:
+            if stack_first and not attrs.stack_passes(hit.trace):
+                return False
+            self.counted += 1
+            return self.counted == attrs.fail_nth and self._fires()
+        if attrs.probability_ppm == 0 or (attrs.task_filter and not hit.make_it_fail) or attrs.times == 0:
+            return False
+        if stack_first and not attrs.stack_passes(hit.trace):
+            return False
+        if attrs.space > hit.size_bytes:
+            self.attributes = replace(attrs, space=attrs.space - hit.size_bytes)
             return False
         self.counted += 1
         if attrs.interval > 1 and self.counted % attrs.interval:
             return False
-        if draw_ppm(attrs.seed, self.point, entity, self.hits) >= attrs.probability_ppm:
+        # The draw is the last thing asked for, and the cheapest where it cannot matter.
+        if attrs.probability_ppm < PPM and draw_ppm(attrs.seed, self.point, hit.entity, nr) >= attrs.probability_ppm:
             return False
-        if attrs.times > 0:
-            self.attributes = replace(attrs, times=attrs.times - 1)
+        if not stack_first and not attrs.stack_passes(hit.trace):
+            return False
+        return self._fires()
+
+    def drawn_action(self, hit: Hit) -> Action:
+        """The action for the hit that has just fired, a delay drawn from its range."""
+        action = self.action
+        if not isinstance(action, Delay) or action.min_ns == action.max_ns:
+            return action
+        drawn_ns = self.draw(hit, "delay", low=action.min_ns, high=action.max_ns)
+        return Delay(drawn_ns, drawn_ns)
+
+    def draw(self, hit: Hit, what: str, *, low: int, high: int) -> int:
+        """Draw a number in ``low``..``high`` for the hit that has just fired: how late, which bit, by how many."""
+        nr = self.entity_hits.get(hit.entity, 0)
+        return draw_between(self.attributes.seed, f"{self.point}#{what}", hit.entity, nr, low=low, high=high)
+
+    def _fires(self) -> bool:
+        """Use up one of ``times``; one that fail-nth chose fires even if there is none left."""
+        if self.attributes.times > 0:
+            self.attributes = replace(self.attributes, times=self.attributes.times - 1)
         self.fired += 1
         return True
 
@@ -110,10 +122,28 @@ class FaultTable:
         """Take a fault out; None if there is none of that name."""
         return self.armed.pop(name, None)
 
-    def should_fail(self, point: str, vm: str, vcpu: str, size_bytes: int) -> int:
-        """Tell every fault in scope about the hit; return the errno of the first that fires, 0 for none."""
-        errno = 0
+    def owned(self, owner: str) -> list[ArmedFault]:
+        """The faults of one owner, or of everybody where ``owner`` is empty."""
+        return [fault for fault in self.armed.values() if owner in ("", fault.owner)]
+
+    def stands_at(self, point: str) -> bool:
+        """Whether any fault is armed at ``point``: where none is, nobody need make a hit."""
+        return any(fault.point == point for fault in self.armed.values())
+
+    def hit(self, hit: Hit, *, owner: str = "") -> ArmedFault | None:
+        """Tell every fault that the hit concerns; return the first of those that fire, None where none does.
+
+        ``owner`` asks the faults of one owner alone.
+        """
+        first: ArmedFault | None = None
         for fault in self.armed.values():
-            if fault.matches(point, vm, vcpu) and fault.should_fail(vcpu or vm, size_bytes) and not errno:
-                errno = fault.errno
-        return errno
+            if fault.point != hit.point or owner not in ("", fault.owner) or not fault.concerns(hit):
+                continue
+            if fault.should_fail(hit) and first is None:
+                first = fault
+        return first
+
+
+def errno_of(fault: ArmedFault | None) -> int:
+    """The errno that a point fails with; 0 where no fault fired."""
+    return fault.action.errno if fault is not None and isinstance(fault.action, FailErrno) else 0

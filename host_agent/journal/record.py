@@ -24,7 +24,7 @@ from typing import Final
 
 FORM: Final = 1
 #: Raised when the same command may have another outcome, or a text form of one has changed.
-RULES_VERSION: Final = 2
+RULES_VERSION: Final = 3
 
 _HEAD: Final = struct.Struct("<BHQQII")
 _CRC: Final = struct.Struct("<I")

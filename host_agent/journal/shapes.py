@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-from fault_lab.injection import table
+from fault_lab.injection import action, attributes, hit, table
 from fpu_core import alloc, fpu, tile
 from fpu_core.config import FpuConfig, boot
 from fpu_core.cpu import Cpu, CpuCounters
@@ -65,7 +65,7 @@ def fields_of(cls: type) -> tuple[str, ...]:
 RECORDS: Final[dict[type, frozenset[str]]] = {
     HostState: frozenset({"effects", "tracer"}),
     state.Platform: frozenset(),
-    fpu.FpuHost: frozenset({"config", "preemptible", "tracer"}),
+    fpu.FpuHost: frozenset({"config", "may_grow", "preemptible", "tracer"}),
     Cpu: frozenset({"config", "eager", "interrupted", "tracer"}),
     CpuCounters: frozenset(),
     fpu.CoreCounts: frozenset(),
@@ -98,7 +98,8 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
 _VALUE_MODULES: Final = (
     *(audit, commands, task_commands, errors, events, exits, sessions, state),
     *(cpus, signals, tasks, vcpu_state, vms),
-    *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, table, tile),
+    *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, tile),
+    *(action, attributes, hit, table),
 )
 
 #: Objects without a state of their own, of which a record may hold the one that there is, by name.
@@ -131,7 +132,7 @@ ENUMS: Final[dict[str, type[enum.Enum]]] = {
 def remake(host: HostState) -> None:
     """Make what is not saved: configurations from their sources, hooks, and what nobody listens to yet."""
     host.effects = []
-    host.allocator.should_fail = host._should_fail  # noqa: SLF001 -- as its own ``__post_init__`` does
+    host.hook_faults()
     for (source, rules), platform in host.platforms.items():
         platform.host.config = config = _config(source, rules)
         platform.host.preemptible = None

@@ -1,4 +1,4 @@
-"""What a host does, in its log: sessions, exits and their decisions, with the trace of the event that led to each.
+"""What a host does, in its log: sessions, faults, exits and decisions, with the trace of the event that led to each.
 
 No register content: what is logged is names, numbers and reasons.
 """
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from fpstated.link.trace import EVENT_TRACEPARENT, TraceContext, current_trace
 from host_agent import commands as c
-from host_agent.effects import Drained, Effect, ExitChanged, VcpusTaken
+from host_agent.effects import Drained, Effect, ExitChanged, FaultChanged, VcpusTaken
 from host_agent.exits import ExitRecord
 from host_agent.service.access.principal import current_principal
+from host_agent.service.fault_log import FaultLog
 from host_agent.service.trace_layer import current_call
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class AgentLog:
         self._agent = agent
         self._traces: dict[str, TraceContext] = {}
         self._sessions = set(agent.state.sessions)
+        self._faults = FaultLog()
 
     def heard(self, command: c.Command, effects: list[Effect]) -> None:
         """Log what became known."""
@@ -39,6 +41,8 @@ class AgentLog:
                     _log.info("session %s opened", session, extra=extra | _who())
                 case Drained():
                     _log.info("draining: nothing new is taken", extra=_who())
+                case FaultChanged():
+                    self._faults.changed(effect)
                 case ExitChanged():
                     pass  # each exit once, below
                 case _:

@@ -7,20 +7,32 @@ from collections.abc import AsyncIterator
 from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
 
 from fault_lab.injection.table import ArmedFault
-from host_agent.commands import DisarmFault
+from fault_lab.wire.duration import DAY_NS
+from host_agent.commands import DisarmFault, RenewFaults, ResetFaults
+from host_agent.faults import Verdict
 from host_agent.service.agent import HostAgent
-from host_agent.service.errors import Failure, unimplemented
+from host_agent.service.clock import NS_PER_S, ManualClock
+from host_agent.service.errors import Failure, field_invalid
+from host_agent.service.fault_watch import FaultWatcher, FaultWatchers
 from host_agent.service.layers import Context
 from host_agent.service.paging import page
-from host_agent.service.translate.fault import arm_fault_from_proto, fault_to_proto
-from host_agent.service.translate.fields import fault_name, header, request_id
+from host_agent.service.translate.fault import (
+    arm_fault_from_proto,
+    evaluate_from_proto,
+    fault_to_proto,
+    verdict_to_proto,
+)
+from host_agent.service.translate.fields import duration, duration_ns, fault_name, header, request_id, text
+
+_ADVANCE_NS_MAX = 10_000 * DAY_NS
 
 
 class FaultService(fault_pb2_grpc.FaultServiceServicer):
-    """Faults at the host's own points."""
+    """Faults at the host's own points, and at those of programs that ask."""
 
-    def __init__(self, agent: HostAgent) -> None:
+    def __init__(self, agent: HostAgent, watchers: FaultWatchers) -> None:
         self._agent = agent
+        self._watchers = watchers
 
     async def ArmFault(self, request: fault_pb2.ArmFaultRequest, context: Context) -> fault_pb2.ArmFaultResponse:
         """Arm a fault."""
@@ -31,13 +43,11 @@ class FaultService(fault_pb2_grpc.FaultServiceServicer):
     async def DisarmFault(
         self, request: fault_pb2.DisarmFaultRequest, context: Context
     ) -> fault_pb2.DisarmFaultResponse:
-        """Remove a fault and return it. A repetition by request id returns its name alone: the counts are gone."""
+        """Remove a fault and return it as it was last."""
         self._check_enabled()
-        name = fault_name("name", request.name)
-        fault = self._agent.state.faults.armed.get(name)
-        self._agent.submit(DisarmFault(name=name, request_id=request_id(request.request_id)))
-        message = fault_to_proto(fault) if fault is not None else fault_pb2.Fault(name=name)
-        return fault_pb2.DisarmFaultResponse(header=header(self._agent.state), fault=message)
+        command = DisarmFault(name=fault_name("name", request.name), request_id=request_id(request.request_id))
+        fault: ArmedFault = self._agent.submit(command)
+        return fault_pb2.DisarmFaultResponse(header=header(self._agent.state), fault=fault_to_proto(fault))
 
     async def GetFault(self, request: fault_pb2.GetFaultRequest, context: Context) -> fault_pb2.GetFaultResponse:
         """Return a fault with its counts."""
@@ -51,9 +61,10 @@ class FaultService(fault_pb2_grpc.FaultServiceServicer):
     async def ListFaults(self, request: fault_pb2.ListFaultsRequest, context: Context) -> fault_pb2.ListFaultsResponse:
         """List the armed faults in the order in which they were armed."""
         self._check_enabled()
-        order = {name: nr for nr, name in enumerate(self._agent.state.faults.armed)}
+        table = self._agent.state.faults
+        order = {name: nr for nr, name in enumerate(table.armed)}
         faults, token = page(
-            self._owned(request.owner),
+            table.owned(request.owner),
             lambda fault: (order[fault.name], fault.name),
             size=request.page_size,
             token=request.page_token,
@@ -69,36 +80,56 @@ class FaultService(fault_pb2_grpc.FaultServiceServicer):
     ) -> fault_pb2.ResetFaultsResponse:
         """Disarm every fault, or every fault of one owner. Doing it again disarms nothing more."""
         self._check_enabled()
-        request_id(request.request_id)
-        faults = self._owned(request.owner)
-        for fault in faults:
-            self._agent.submit(DisarmFault(name=fault.name))
+        owner = text("owner", request.owner, longest=128)
+        command = ResetFaults(owner=owner, request_id=request_id(request.request_id))
+        faults: tuple[ArmedFault, ...] = self._agent.submit(command)
         return fault_pb2.ResetFaultsResponse(
             header=header(self._agent.state), faults=[fault_to_proto(fault) for fault in faults]
         )
 
+    async def RenewFaults(
+        self, request: fault_pb2.RenewFaultsRequest, context: Context
+    ) -> fault_pb2.RenewFaultsResponse:
+        """Start the leases of an owner's faults anew."""
+        self._check_enabled()
+        owner = text("owner", request.owner, longest=128)
+        renewed: int = self._agent.submit(RenewFaults(owner=owner, request_id=request_id(request.request_id)))
+        return fault_pb2.RenewFaultsResponse(header=header(self._agent.state), renewed=renewed)
+
     async def WatchFaults(
         self, request: fault_pb2.WatchFaultsRequest, context: Context
     ) -> AsyncIterator[fault_pb2.WatchFaultsResponse]:
-        """Not in this release."""
+        """What is armed already, then what happens to faults."""
         self._check_enabled()
-        raise unimplemented("/fpstate.fault.v1.FaultService/WatchFaults", "faults")
-        yield  # type: ignore[unreachable]  # what makes it a stream
+        watcher = FaultWatcher(text("owner", request.owner, longest=128))
+        self._watchers.add(watcher)
+        try:
+            while True:
+                yield await watcher.next()
+        finally:
+            self._watchers.remove(watcher)
 
     async def Evaluate(self, request: fault_pb2.EvaluateRequest, context: Context) -> fault_pb2.EvaluateResponse:
-        """Not in this release."""
+        """Count a hit of somebody else's point and say what is to happen there."""
         self._check_enabled()
-        raise unimplemented("/fpstate.fault.v1.FaultService/Evaluate", "faults")
+        verdict: Verdict = self._agent.submit(evaluate_from_proto(request))
+        response = fault_pb2.EvaluateResponse(header=header(self._agent.state))
+        verdict_to_proto(verdict, response)
+        return response
 
     async def AdvanceClock(
         self, request: fault_pb2.AdvanceClockRequest, context: Context
     ) -> fault_pb2.AdvanceClockResponse:
-        """Not in this release."""
+        """Move a manual clock on; what falls due happens before this returns. A request id is remembered nowhere."""
         self._check_enabled()
-        raise unimplemented("/fpstate.fault.v1.FaultService/AdvanceClock", "manual-clock")
-
-    def _owned(self, owner: str) -> list[ArmedFault]:
-        return [fault for fault in self._agent.state.faults.armed.values() if owner in ("", fault.owner)]
+        clock = self._agent.clock
+        if not isinstance(clock, ManualClock):
+            raise Failure("CLOCK_NOT_MANUAL", "this host runs on the system's clock")
+        advance_ns = duration_ns("duration", request.duration)
+        if advance_ns > _ADVANCE_NS_MAX:
+            raise field_invalid("duration", "0 to 10,000 days", f"{advance_ns} ns")
+        clock.advance(advance_ns / NS_PER_S)
+        return fault_pb2.AdvanceClockResponse(header=header(self._agent.state), uptime=duration(clock.now_ns()))
 
     def _check_enabled(self) -> None:
         if not self._agent.state.config.faults:

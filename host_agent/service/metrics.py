@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from host_agent import commands as c
 from host_agent.durations import Durations
-from host_agent.effects import Effect, ExitChanged, VcpusTaken
+from host_agent.effects import Effect, ExitChanged, FaultChanged, VcpusTaken
 from host_agent.journal.durable import DurableJournal
 from host_agent.service.layers import Context, Layer, Method
 
@@ -82,6 +82,7 @@ METRICS: Final = (
         (),
         "Faults that are armed, those included that have fired as often as they may.",
     ),
+    Spec("fpstated_faults_fired_total", "counter", ("point",), "Faults that fired."),
     Spec("fpstated_draining", "gauge", (), "1 while the host takes nothing new, else 0."),
     Spec("fpstated_revision", "gauge", (), "The host's revision."),
     Spec("fpstated_journal_records_total", "counter", (), "Records that were committed; absent on an ephemeral host."),
@@ -130,6 +131,7 @@ class HostMetrics(Collector):
         self._events = _counter("fpstated_events_total", self.registry)
         self._opened = _counter("fpstated_exits_opened_total", self.registry)
         self._settled = _counter("fpstated_exits_settled_total", self.registry)
+        self._faults_fired = _counter("fpstated_faults_fired_total", self.registry)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -144,6 +146,8 @@ class HostMetrics(Collector):
                 self._sessions.inc()
             elif isinstance(effect, ExitChanged):
                 self._exit(effect.exit)
+            elif isinstance(effect, FaultChanged) and effect.hit is not None:
+                self._faults_fired.labels(effect.fault.point).inc()
 
     def rolled_back(self) -> None:
         """What was counted stays counted; which exits are open is as it was."""

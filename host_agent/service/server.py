@@ -52,14 +52,16 @@ from host_agent.service.address import (
     prepare_socket,
 )
 from host_agent.service.admin import AdminGrpc, AdminHttp
-from host_agent.service.agent import HostAgent
+from host_agent.service.agent import HostAgent, host_gone
 from host_agent.service.agent_log import AgentLog
 from host_agent.service.clock import Clock
 from host_agent.service.credentials import LiveCredentials
 from host_agent.service.decode_layer import DecodeLayer, tolerant
 from host_agent.service.drain import Drain, DrainState
 from host_agent.service.exit_service import ExitService
+from host_agent.service.fault_layer import FaultLayer
 from host_agent.service.fault_service import FaultService
+from host_agent.service.fault_watch import FaultWatchers
 from host_agent.service.health import HealthService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
@@ -149,7 +151,8 @@ class HostServer:
         self.agent = HostAgent(config, clock=clock, tracer=tracer, journal=durable)
         self.limits = LimitLayer(self._options.peer_limits, self.agent.clock)
         self.metrics = HostMetrics(self.agent, self.limits, self.credentials)
-        self.agent.listeners += [self.metrics, AgentLog(self.agent)]
+        self._fault_watchers = FaultWatchers(self.agent.state)
+        self.agent.listeners += [self.metrics, AgentLog(self.agent), self._fault_watchers]
         self._admin = AsyncExitStack()
         #: Where metrics and channelz are, once ``start`` has returned; empty for nowhere.
         self.metrics_address = self.admin_address = ""
@@ -210,6 +213,7 @@ class HostServer:
             ReleaseLayer(self.agent.journal),
             AccessLayer(self.agent.state, None if self.credentials is not None else local),
             self.limits,
+            *([FaultLayer(self.agent)] if self.agent.state.config.faults else []),
             UnbuiltInterceptor(),
             deserializer=tolerant,
         )
@@ -240,7 +244,7 @@ class HostServer:
         vcpu_pb2_grpc.add_VcpuServiceServicer_to_server(VcpuService(agent), server)
         session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent, age), server)
         exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
-        fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent), server)
+        fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent, self._fault_watchers), server)
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)
         watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_service, server)
         await self._add_health(healths, server)
@@ -305,6 +309,7 @@ class HostServer:
             return
         if self._drain is not None:
             self._drain.cancel()
+        self._fault_watchers.finish(host_gone())
         await self._server.stop(grace_s)
         await self._admin.aclose()
         if isinstance(self._listen, UnixAddress) and self._is_bound:

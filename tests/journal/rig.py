@@ -12,7 +12,8 @@ from typing import Any
 
 import apsw
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
 from host_agent.commands import (
     AcquireControl,
     ArmFault,
@@ -92,7 +93,7 @@ def history() -> Scribe:
     scribe.do(CreateVcpu(vm="vms/a", index=0))
     control = scribe.do(AcquireControl(scope="", controller="c"))
     session = scribe.do(OpenSession(client_name="g", vcpus=(VCPU,))).session
-    scribe.do(ArmFault(point="fpstate.realloc.alloc", errno=12, attributes=FaultAttributes(times=1)))
+    scribe.do(ArmFault(point="fpstate.realloc.alloc", action=FailErrno(12), attributes=FaultAttributes(times=1)))
     scribe.submit(session, Xsetbv(0, 7), RegisterWrite(1, 0, bytes(range(16))), Wrmsr(0x1C4, 1 << 18))
     scribe.submit(session, Xsetbv(0, 0x602E7), Wrmsr(0x1C4, 0), Rdmsr(0x1C4))
     (name,) = scribe.machine.state.exits

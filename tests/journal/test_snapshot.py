@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_lab.injection import table
+from fault_lab.injection import action, attributes, hit, table
 from fpu_core import alloc, cpu, fpstate, fpu, invariants
 from host_agent import exits, state
 from host_agent.journal.errors import DamagedError
@@ -85,7 +85,7 @@ def test_a_machine_with_another_digest_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [state, exits, cpuid, caps, vcpu, fpu, fpstate, cpu, alloc, invariants, table],
+    [state, exits, cpuid, caps, vcpu, fpu, fpstate, cpu, alloc, invariants, action, attributes, hit, table],
     ids=lambda module: module.__name__,
 )
 def test_every_class_with_state_has_a_shape(module: object) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from fault_lab.injection.table import FaultAttributes
+from fault_lab.injection.action import FailErrno
+from fault_lab.injection.attributes import FaultAttributes
+from fault_lab.injection.hit import Selector
 from fpu_core.alloc import FAULT_POINTS, POINT_GUEST_ALLOC, POINT_REALLOC_ALLOC, POINT_TASK_REALLOC_ALLOC
 from fpu_core.cpuid import _CAP_BITS, builtin_profile, format_cpuid_dump
 from fpu_core.xfeature import format_mask
@@ -15,8 +17,8 @@ from host_agent.commands import (
     CreateVm,
     DeleteVcpu,
     DeleteVm,
-    DisarmFault,
     RequestPermission,
+    ResetFaults,
     ResetVm,
     SetHostLimit,
     UpdateVm,
@@ -128,7 +130,7 @@ def fail_allocation(world: World, words: Words) -> None:
     """Make allocations fail: the ``nth=`` from now on, or the next ``times=``."""
     if words.flag("off"):
         words.end()
-        world.apply(DisarmFault(name=""))
+        world.apply(ResetFaults())
         world.lanes.user("faults disarmed")
         return
     point, nth, times = words.key("point", "realloc"), words.key("nth"), words.key("times")
@@ -139,9 +141,8 @@ def fail_allocation(world: World, words: Words) -> None:
     attributes = FaultAttributes(fail_nth=number(nth or "0"), times=number(times or "-1"))
     command = ArmFault(
         point=_POINTS[point],
-        errno=errno.ENOMEM,
-        vm=f"vms/{vm}" if vm else "",
-        vcpu=world.vcpu_name(vcpu) if vcpu else "",
+        action=FailErrno(errno.ENOMEM),
+        selector=Selector(vm=f"vms/{vm}" if vm else "", vcpu=world.vcpu_name(vcpu) if vcpu else ""),
         attributes=attributes,
     )
     world.apply(command)

@@ -13,7 +13,8 @@ import pytest
 from fpstate.v1 import exit_pb2, host_pb2, session_pb2, task_pb2, vcpu_pb2, vm_pb2, watch_pb2
 from google.protobuf import duration_pb2, field_mask_pb2
 
-from fpu_core.alloc import FAULT_POINTS
+from fault_lab.injection.action import FailErrno
+from fpu_core.alloc import POINT_REALLOC_ALLOC
 from host_agent.commands import (
     ArmFault,
     CreateVcpu,
@@ -128,8 +129,9 @@ async def test_what_would_name_no_resource_is_refused_as_ever(world: World) -> N
     await world.vm(permit=False)
     watch = watch_from(world)
     await message(watch)
+    await world.tasks.CreateTask(task_pb2.CreateTaskRequest(parent="vms/a", task_id="t"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await world.tasks.CloneTask(task_pb2.CloneTaskRequest(task="vms/a/tasks/vcpu-0", new_task_id="vms/a"))
+        await world.tasks.CloneTask(task_pb2.CloneTaskRequest(task="vms/a/tasks/t", new_task_id="vms/a"))
     assert error_info(caught.value).reason == "FIELD_INVALID"
     watch.cancel()
 
@@ -334,7 +336,7 @@ def test_a_settled_exit_that_makes_room_for_another_is_gone() -> None:
     host.apply(RequestPermission(vm="vms/a", feature=18, guest=True))
     for nr in range(2):
         host.apply(CreateVcpu(vm="vms/a", index=nr))
-        host.apply(ArmFault(point=FAULT_POINTS[1], errno=12))
+        host.apply(ArmFault(point=POINT_REALLOC_ALLOC, action=FailErrno(12)))
         host.events(f"vms/a/vcpus/{nr}", Xsetbv(0, 0x602E7))
     host.apply(DeleteVcpu(vcpu="vms/a/vcpus/0"))
     host.machine.take_effects()
@@ -351,7 +353,7 @@ def test_an_exit_of_a_vcpu_that_was_made_again_is_another_one() -> None:
     host = Host()
     host.apply(CreateVm(vm_id="a"))
     host.apply(RequestPermission(vm="vms/a", feature=18, guest=True))
-    host.apply(ArmFault(point=FAULT_POINTS[1], errno=12))
+    host.apply(ArmFault(point=POINT_REALLOC_ALLOC, action=FailErrno(12)))
     history = small_history(host)
     for _ in range(2):
         host.apply(CreateVcpu(vm="vms/a", index=0))

@@ -97,6 +97,7 @@ fpstate.fault.v1.FaultService
   GetFault                       -     -          yes      yes
   ListFaults                     -     -          yes      yes
   ResetFaults                    -     -          yes      yes
+  RenewFaults                    -     -          yes      yes
   WatchFaults                    -     -          yes      yes
   Evaluate                       own   -          yes      yes
   AdvanceClock                   -     -          yes      yes

@@ -41,6 +41,9 @@ def _of_command(found: _Touched, command: c.Command) -> None:  # noqa: C901, PLR
             | c.ReleaseControl()
             | c.ArmFault()
             | c.DisarmFault()
+            | c.ResetFaults()
+            | c.RenewFaults()
+            | c.HitFault()
             | c.Tick()
         ):
             pass

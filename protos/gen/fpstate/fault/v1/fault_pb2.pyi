@@ -69,17 +69,22 @@ class Fault(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     HITS_FIELD_NUMBER: _builtins.int
     FIRED_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    GATE_PPM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, `faults/{id}`; made by the host. Output only."""
     point: _builtins.str
-    """The point where it acts: `fpstate.guest.alloc` (a new guest's container), `fpstate.realloc.alloc` (a guest's container
-    grows), `fpstate.task.realloc.alloc` (a host task's grows), or a point of another program that calls Evaluate.
-    Lower-case words joined by dots, 1 to 128 characters.
+    """The point where it acts: one of docs/faults.md, `fpstate.realloc.alloc` (a guest's container grows) for instance, or a
+    point of another program that calls Evaluate. Lower-case words joined by dots, 1 to 128 characters.
     """
     hits: _builtins.int
     """How often the point was reached within the scope since the fault was armed. Output only."""
     fired: _builtins.int
     """How many of those hits fired; at most `hits`. Output only."""
+    gate_ppm: _builtins.int
+    """The chance that the fault is there at all, drawn once from its seed, in parts per million. Range: 0 to 1,000,000;
+    absent: 1,000,000. One that is not there is armed in vain, and counts no hits.
+    """
     @_builtins.property
     def scope(self) -> Global___FaultScope:
         """Whose hits count; absent: everybody's."""
@@ -94,7 +99,13 @@ class Fault(_message.Message):
 
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """How long it stays armed, on the host's clock. Range: 1 ms to 24 h; absent: until it is disarmed or the host ends."""
+        """How long it stays armed, on the host's clock, unless RenewFaults starts the time anew. Range: 1 ms to 24 h; absent:
+        until it is disarmed or the host ends.
+        """
+
+    @_builtins.property
+    def window(self) -> Global___FaultWindow:
+        """When it is about, from its arming on; absent: always. A hit outside is not counted."""
 
     def __init__(
         self,
@@ -107,12 +118,16 @@ class Fault(_message.Message):
         lease: _duration_pb2.Duration | None = ...,
         hits: _builtins.int = ...,
         fired: _builtins.int = ...,
+        window: Global___FaultWindow | None = ...,
+        gate_ppm: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attributes", b"attributes", "lease", b"lease", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "lease", b"lease", "scope", b"scope", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attributes", b"attributes", "fired", b"fired", "hits", b"hits", "lease", b"lease", "name", b"name", "point", b"point", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "fired", b"fired", "gate_ppm", b"gate_ppm", "hits", b"hits", "lease", b"lease", "name", b"name", "point", b"point", "scope", b"scope", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gate_ppm: _TypeAlias = _typing.Literal["gate_ppm"]  # noqa: Y015
+    _WhichOneofArgType__gate_ppm: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gate_ppm) -> _WhichOneofReturnType__gate_ppm | None: ...
 
 Global___Fault: _TypeAlias = Fault  # noqa: Y015
 
@@ -125,6 +140,10 @@ class FaultScope(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     VCPU_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    ENTITY_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    XFEATURES_FIELD_NUMBER: _builtins.int
+    AMONG_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """The VM, `vms/{vm}`; empty: any."""
     vcpu: _builtins.str
@@ -133,25 +152,84 @@ class FaultScope(_message.Message):
     """Who armed the fault, so that one tester's Reset leaves another's faults alone; on a call of Evaluate: empty, or the
     one tester whose faults are asked for. A word of the caller's own, at most 128 characters.
     """
+    entity: _builtins.str
+    """What is hit: a method as `/package.Service/Method`, a node or a link of a plan; `*` stands for any text. Empty: any. At
+    the points of vCPUs and VMs it is the vCPU, or the VM where there is none.
+    """
+    trigger: _builtins.str
+    """What led there: an event of a guest (`Xsetbv`, `Wrmsr`) or a command (`CreateVcpu`, `SetXsave`); `*` stands for any
+    text. Empty: any.
+    """
+    xfeatures: _builtins.int
+    """The components that it is about, a mask of which one must fit; 0: any."""
+    @_builtins.property
+    def among(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is hit is one of these, by its whole name; none: any. At most 100,000."""
+
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         vcpu: _builtins.str = ...,
         owner: _builtins.str = ...,
+        entity: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        xfeatures: _builtins.int = ...,
+        among: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "vcpu", b"vcpu", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["among", b"among", "entity", b"entity", "owner", b"owner", "trigger", b"trigger", "vcpu", b"vcpu", "vm", b"vm", "xfeatures", b"xfeatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FaultScope: _TypeAlias = FaultScope  # noqa: Y015
 
 @_typing.final
+class FaultWindow(_message.Message):
+    """FaultWindow is a time in which a fault is about. Ends are excluded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    AFTER_EVENTS_FIELD_NUMBER: _builtins.int
+    UNTIL_EVENTS_FIELD_NUMBER: _builtins.int
+    after_events: _builtins.int
+    """It begins so many events after the arming: revisions of a host, or what else is counted where the hits are."""
+    until_events: _builtins.int
+    """It ends so many events after the arming. Absent: never."""
+    @_builtins.property
+    def after(self) -> _duration_pb2.Duration:
+        """It begins so long after the arming. Absent: at once."""
+
+    @_builtins.property
+    def until(self) -> _duration_pb2.Duration:
+        """It ends so long after the arming. Absent: never."""
+
+    def __init__(
+        self,
+        *,
+        after: _duration_pb2.Duration | None = ...,
+        until: _duration_pb2.Duration | None = ...,
+        after_events: _builtins.int = ...,
+        until_events: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_until_events", b"_until_events", "after", b"after", "until", b"until", "until_events", b"until_events"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_events", b"_until_events", "after", b"after", "after_events", b"after_events", "until", b"until", "until_events", b"until_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__until_events: _TypeAlias = _typing.Literal["until_events"]  # noqa: Y015
+    _WhichOneofArgType__until_events: _TypeAlias = _typing.Literal["_until_events", b"_until_events"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until_events) -> _WhichOneofReturnType__until_events | None: ...
+
+Global___FaultWindow: _TypeAlias = FaultWindow  # noqa: Y015
+
+@_typing.final
 class FaultAttributes(_message.Message):
-    """FaultAttributes decides which hits fire. They are asked in this order, as in the kernel: fail_nth, probability 0, times,
-    space, interval, and the draw last. Source: Documentation/fault-injection/fault-injection.rst, lib/fault-inject.c.
+    """FaultAttributes decides which hits fire. They are asked in this order, as the kernel does since 6.3: fail_nth among the
+    hits that the stack filter lets through; else probability 0, task filter, times, stack filter, space, interval, and the
+    draw last. Source: Documentation/fault-injection/fault-injection.rst, lib/fault-inject.c.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -162,6 +240,17 @@ class FaultAttributes(_message.Message):
     SPACE_FIELD_NUMBER: _builtins.int
     FAIL_NTH_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    VERBOSE_FIELD_NUMBER: _builtins.int
+    VERBOSE_RATELIMIT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    VERBOSE_RATELIMIT_BURST_FIELD_NUMBER: _builtins.int
+    TASK_FILTER_FIELD_NUMBER: _builtins.int
+    STACKTRACE_DEPTH_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    REJECT_FIELD_NUMBER: _builtins.int
+    MIN_ORDER_FIELD_NUMBER: _builtins.int
+    IGNORE_GFP_WAIT_FIELD_NUMBER: _builtins.int
+    IGNORE_GFP_HIGHMEM_FIELD_NUMBER: _builtins.int
+    SHOULD_FAIL_ORDER_FIELD_NUMBER: _builtins.int
     probability_ppm: _builtins.int
     """The likelihood that a hit that came so far fires, in parts per million; the kernel's percent is too coarse for rare
     faults. Range: 0 (never) to 1,000,000 (always); absent: 1,000,000.
@@ -178,6 +267,36 @@ class FaultAttributes(_message.Message):
     """
     seed: _builtins.int
     """What the draws are made from, beside the point, the vCPU and the number of the hit. The same seed gives the same draws."""
+    verbose: _builtins.int
+    """What is logged of it. Range: 0 (nothing), 1 (a line each time it fires), 2 (with the trace of the hit); absent: 1."""
+    verbose_ratelimit_interval_ms: _builtins.int
+    """In so many milliseconds at most `verbose_ratelimit_burst` lines are logged; 0: no limit."""
+    verbose_ratelimit_burst: _builtins.int
+    """See there. Absent: 10."""
+    task_filter: _builtins.bool
+    """Whether only hits of VMs count that carry the label `make-it-fail`, whatever its value."""
+    stacktrace_depth: _builtins.int
+    """How many names of the hit's trace are looked at, from the innermost on. Range: 0 to 32; absent: 32."""
+    min_order: _builtins.int
+    """Only allocations of 2**n pages of 4 KiB and more. Range: 0 to 63."""
+    ignore_gfp_wait: _builtins.bool
+    """Whether allocations that may sleep are left alone. All containers may, so this masks the fault, as it does in a kernel."""
+    ignore_gfp_highmem: _builtins.bool
+    """Whether allocations that may lie in high memory are left alone. All containers may, so this masks the fault too."""
+    should_fail_order: _builtins.str
+    """The release whose order of decision holds: `6.3` (it and later) or `2.6.20` (it to 6.2, where the stack filter comes
+    last and fail_nth does not ask it). Empty: `6.3`.
+    """
+    @_builtins.property
+    def require(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One of these names must be among them; empty: no matter. A trace is the point, the guest's event if there is one, and
+        the command: `fpstate.realloc.alloc`, `Xsetbv`, `SubmitBatch`.
+        """
+
+    @_builtins.property
+    def reject(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """None of these names may be among them."""
+
     def __init__(
         self,
         *,
@@ -187,47 +306,132 @@ class FaultAttributes(_message.Message):
         space: _builtins.int = ...,
         fail_nth: _builtins.int | None = ...,
         seed: _builtins.int = ...,
+        verbose: _builtins.int | None = ...,
+        verbose_ratelimit_interval_ms: _builtins.int = ...,
+        verbose_ratelimit_burst: _builtins.int | None = ...,
+        task_filter: _builtins.bool = ...,
+        stacktrace_depth: _builtins.int | None = ...,
+        require: _abc.Iterable[_builtins.str] | None = ...,
+        reject: _abc.Iterable[_builtins.str] | None = ...,
+        min_order: _builtins.int = ...,
+        ignore_gfp_wait: _builtins.bool = ...,
+        ignore_gfp_highmem: _builtins.bool = ...,
+        should_fail_order: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fail_nth", b"_fail_nth", "_probability_ppm", b"_probability_ppm", "_times", b"_times", "fail_nth", b"fail_nth", "probability_ppm", b"probability_ppm", "times", b"times"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fail_nth", b"_fail_nth", "_probability_ppm", b"_probability_ppm", "_stacktrace_depth", b"_stacktrace_depth", "_times", b"_times", "_verbose", b"_verbose", "_verbose_ratelimit_burst", b"_verbose_ratelimit_burst", "fail_nth", b"fail_nth", "probability_ppm", b"probability_ppm", "stacktrace_depth", b"stacktrace_depth", "times", b"times", "verbose", b"verbose", "verbose_ratelimit_burst", b"verbose_ratelimit_burst"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fail_nth", b"_fail_nth", "_probability_ppm", b"_probability_ppm", "_times", b"_times", "fail_nth", b"fail_nth", "interval", b"interval", "probability_ppm", b"probability_ppm", "seed", b"seed", "space", b"space", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fail_nth", b"_fail_nth", "_probability_ppm", b"_probability_ppm", "_stacktrace_depth", b"_stacktrace_depth", "_times", b"_times", "_verbose", b"_verbose", "_verbose_ratelimit_burst", b"_verbose_ratelimit_burst", "fail_nth", b"fail_nth", "ignore_gfp_highmem", b"ignore_gfp_highmem", "ignore_gfp_wait", b"ignore_gfp_wait", "interval", b"interval", "min_order", b"min_order", "probability_ppm", b"probability_ppm", "reject", b"reject", "require", b"require", "seed", b"seed", "should_fail_order", b"should_fail_order", "space", b"space", "stacktrace_depth", b"stacktrace_depth", "task_filter", b"task_filter", "times", b"times", "verbose", b"verbose", "verbose_ratelimit_burst", b"verbose_ratelimit_burst", "verbose_ratelimit_interval_ms", b"verbose_ratelimit_interval_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fail_nth: _TypeAlias = _typing.Literal["fail_nth"]  # noqa: Y015
     _WhichOneofArgType__fail_nth: _TypeAlias = _typing.Literal["_fail_nth", b"_fail_nth"]  # noqa: Y015
     _WhichOneofReturnType__probability_ppm: _TypeAlias = _typing.Literal["probability_ppm"]  # noqa: Y015
     _WhichOneofArgType__probability_ppm: _TypeAlias = _typing.Literal["_probability_ppm", b"_probability_ppm"]  # noqa: Y015
+    _WhichOneofReturnType__stacktrace_depth: _TypeAlias = _typing.Literal["stacktrace_depth"]  # noqa: Y015
+    _WhichOneofArgType__stacktrace_depth: _TypeAlias = _typing.Literal["_stacktrace_depth", b"_stacktrace_depth"]  # noqa: Y015
     _WhichOneofReturnType__times: _TypeAlias = _typing.Literal["times"]  # noqa: Y015
     _WhichOneofArgType__times: _TypeAlias = _typing.Literal["_times", b"_times"]  # noqa: Y015
+    _WhichOneofReturnType__verbose: _TypeAlias = _typing.Literal["verbose"]  # noqa: Y015
+    _WhichOneofArgType__verbose: _TypeAlias = _typing.Literal["_verbose", b"_verbose"]  # noqa: Y015
+    _WhichOneofReturnType__verbose_ratelimit_burst: _TypeAlias = _typing.Literal["verbose_ratelimit_burst"]  # noqa: Y015
+    _WhichOneofArgType__verbose_ratelimit_burst: _TypeAlias = _typing.Literal["_verbose_ratelimit_burst", b"_verbose_ratelimit_burst"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fail_nth) -> _WhichOneofReturnType__fail_nth | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_ppm) -> _WhichOneofReturnType__probability_ppm | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stacktrace_depth) -> _WhichOneofReturnType__stacktrace_depth | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__times) -> _WhichOneofReturnType__times | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verbose) -> _WhichOneofReturnType__verbose | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verbose_ratelimit_burst) -> _WhichOneofReturnType__verbose_ratelimit_burst | None: ...
 
 Global___FaultAttributes: _TypeAlias = FaultAttributes  # noqa: Y015
 
 @_typing.final
 class FaultAction(_message.Message):
-    """FaultAction is what happens when a fault fires. More kinds may be added; a host refuses one that it does not have."""
+    """FaultAction is what happens when a fault fires. More kinds may be added; a host refuses one that it does not have. Which
+    of them a point takes: docs/faults.md.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ERRNO_ACTION_FIELD_NUMBER: _builtins.int
+    STATUS_ACTION_FIELD_NUMBER: _builtins.int
+    DELAY_ACTION_FIELD_NUMBER: _builtins.int
+    DROP_ACTION_FIELD_NUMBER: _builtins.int
+    DUPLICATE_ACTION_FIELD_NUMBER: _builtins.int
+    REORDER_ACTION_FIELD_NUMBER: _builtins.int
+    CORRUPT_ACTION_FIELD_NUMBER: _builtins.int
+    HOLD_ACTION_FIELD_NUMBER: _builtins.int
+    KILL_ACTION_FIELD_NUMBER: _builtins.int
+    PAUSE_ACTION_FIELD_NUMBER: _builtins.int
+    CLOCK_ACTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def errno_action(self) -> Global___ErrnoAction:
         """What was asked for at the point fails with an errno."""
+
+    @_builtins.property
+    def status_action(self) -> Global___StatusAction:
+        """The call ends with a status."""
+
+    @_builtins.property
+    def delay_action(self) -> Global___DelayAction:
+        """What was to happen happens later."""
+
+    @_builtins.property
+    def drop_action(self) -> Global___DropAction:
+        """The message is lost."""
+
+    @_builtins.property
+    def duplicate_action(self) -> Global___DuplicateAction:
+        """The message arrives more than once."""
+
+    @_builtins.property
+    def reorder_action(self) -> Global___ReorderAction:
+        """The message is overtaken."""
+
+    @_builtins.property
+    def corrupt_action(self) -> Global___CorruptAction:
+        """The message is damaged."""
+
+    @_builtins.property
+    def hold_action(self) -> Global___HoldAction:
+        """The message, and all behind it, wait."""
+
+    @_builtins.property
+    def kill_action(self) -> Global___KillAction:
+        """The process ends as by SIGKILL."""
+
+    @_builtins.property
+    def pause_action(self) -> Global___PauseAction:
+        """The process stands still as by SIGSTOP."""
+
+    @_builtins.property
+    def clock_action(self) -> Global___ClockAction:
+        """The clock is wrong."""
 
     def __init__(
         self,
         *,
         errno_action: Global___ErrnoAction | None = ...,
+        status_action: Global___StatusAction | None = ...,
+        delay_action: Global___DelayAction | None = ...,
+        drop_action: Global___DropAction | None = ...,
+        duplicate_action: Global___DuplicateAction | None = ...,
+        reorder_action: Global___ReorderAction | None = ...,
+        corrupt_action: Global___CorruptAction | None = ...,
+        hold_action: Global___HoldAction | None = ...,
+        kill_action: Global___KillAction | None = ...,
+        pause_action: Global___PauseAction | None = ...,
+        clock_action: Global___ClockAction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["errno_action", b"errno_action", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_action", b"clock_action", "corrupt_action", b"corrupt_action", "delay_action", b"delay_action", "drop_action", b"drop_action", "duplicate_action", b"duplicate_action", "errno_action", b"errno_action", "hold_action", b"hold_action", "kill_action", b"kill_action", "kind", b"kind", "pause_action", b"pause_action", "reorder_action", b"reorder_action", "status_action", b"status_action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errno_action", b"errno_action", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_action", b"clock_action", "corrupt_action", b"corrupt_action", "delay_action", b"delay_action", "drop_action", b"drop_action", "duplicate_action", b"duplicate_action", "errno_action", b"errno_action", "hold_action", b"hold_action", "kill_action", b"kill_action", "kind", b"kind", "pause_action", b"pause_action", "reorder_action", b"reorder_action", "status_action", b"status_action"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["errno_action"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["errno_action", "status_action", "delay_action", "drop_action", "duplicate_action", "reorder_action", "corrupt_action", "hold_action", "kill_action", "pause_action", "clock_action"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -254,6 +458,245 @@ class ErrnoAction(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ErrnoAction: _TypeAlias = ErrnoAction  # noqa: Y015
+
+@_typing.final
+class StatusAction(_message.Message):
+    """StatusAction ends a call with a gRPC status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The status code's number: 14 is UNAVAILABLE, 4 is DEADLINE_EXCEEDED. Range: 1 to 16."""
+    message: _builtins.str
+    """The status message, at most 1,024 characters."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusAction: _TypeAlias = StatusAction  # noqa: Y015
+
+@_typing.final
+class DelayAction(_message.Message):
+    """DelayAction makes something happen later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def min(self) -> _duration_pb2.Duration:
+        """The least delay. Range: 0 to 24 h."""
+
+    @_builtins.property
+    def max(self) -> _duration_pb2.Duration:
+        """The most, from `min` to 24 h; how long exactly is drawn for each hit. Absent: `min`."""
+
+    def __init__(
+        self,
+        *,
+        min: _duration_pb2.Duration | None = ...,
+        max: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DelayAction: _TypeAlias = DelayAction  # noqa: Y015
+
+@_typing.final
+class DropAction(_message.Message):
+    """DropAction loses a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropAction: _TypeAlias = DropAction  # noqa: Y015
+
+@_typing.final
+class DuplicateAction(_message.Message):
+    """DuplicateAction makes a message arrive more than once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COPIES_FIELD_NUMBER: _builtins.int
+    copies: _builtins.int
+    """How often besides the first time. Range: 1 to 1,000; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        copies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DuplicateAction: _TypeAlias = DuplicateAction  # noqa: Y015
+
+@_typing.final
+class ReorderAction(_message.Message):
+    """ReorderAction lets a message be overtaken by those that were sent after it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPTH_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
+    """By how many at most; how many exactly is drawn for each hit. Range: 1 to 1,000; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReorderAction: _TypeAlias = ReorderAction  # noqa: Y015
+
+@_typing.final
+class CorruptAction(_message.Message):
+    """CorruptAction flips bits of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BITS_FIELD_NUMBER: _builtins.int
+    bits: _builtins.int
+    """How many; which is drawn for each hit. Range: 1 to 1,000; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorruptAction: _TypeAlias = CorruptAction  # noqa: Y015
+
+@_typing.final
+class HoldAction(_message.Message):
+    """HoldAction keeps a message, and all behind it on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long. Absent: until the fault is gone."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldAction: _TypeAlias = HoldAction  # noqa: Y015
+
+@_typing.final
+class KillAction(_message.Message):
+    """KillAction ends a process as by SIGKILL."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTART_AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def restart_after(self) -> _duration_pb2.Duration:
+        """When it is started again, from when it ended. Absent: not before everything is healed."""
+
+    def __init__(
+        self,
+        *,
+        restart_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["restart_after", b"restart_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["restart_after", b"restart_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KillAction: _TypeAlias = KillAction  # noqa: Y015
+
+@_typing.final
+class PauseAction(_message.Message):
+    """PauseAction makes a process stand still as by SIGSTOP."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long. Required. Range: 1 ns to 24 h."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseAction: _TypeAlias = PauseAction  # noqa: Y015
+
+@_typing.final
+class ClockAction(_message.Message):
+    """ClockAction makes a clock wrong."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JUMP_FIELD_NUMBER: _builtins.int
+    DRIFT_PPM_FIELD_NUMBER: _builtins.int
+    drift_ppm: _builtins.int
+    """By how much it runs fast from then on, in parts per million; slow if negative. Range: -999,999 to 1,000,000."""
+    @_builtins.property
+    def jump(self) -> _duration_pb2.Duration:
+        """How far it jumps, back if negative. Range: -24 h to 24 h; absent: not at all."""
+
+    def __init__(
+        self,
+        *,
+        jump: _duration_pb2.Duration | None = ...,
+        drift_ppm: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["jump", b"jump"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_ppm", b"drift_ppm", "jump", b"jump"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClockAction: _TypeAlias = ClockAction  # noqa: Y015
 
 @_typing.final
 class ArmFaultRequest(_message.Message):
@@ -542,6 +985,60 @@ class ResetFaultsResponse(_message.Message):
 Global___ResetFaultsResponse: _TypeAlias = ResetFaultsResponse  # noqa: Y015
 
 @_typing.final
+class RenewFaultsRequest(_message.Message):
+    """Request of RenewFaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
+    owner: _builtins.str
+    """Whose faults; empty: those that were armed without an owner."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewFaultsRequest: _TypeAlias = RenewFaultsRequest  # noqa: Y015
+
+@_typing.final
+class RenewFaultsResponse(_message.Message):
+    """Response of RenewFaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    RENEWED_FIELD_NUMBER: _builtins.int
+    renewed: _builtins.int
+    """How many faults have a lease that runs anew."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Which host speaks, and the revision of the renewal."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        renewed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "renewed", b"renewed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewFaultsResponse: _TypeAlias = RenewFaultsResponse  # noqa: Y015
+
+@_typing.final
 class WatchFaultsRequest(_message.Message):
     """Request of WatchFaults."""
 
@@ -650,6 +1147,7 @@ class EvaluateResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     ERRNO_VALUE_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     errno_value: _builtins.int
     """The errno that the point is to fail with, a positive number as Linux on x86-64 has it; 0: go on."""
     fault: _builtins.str
@@ -658,16 +1156,21 @@ class EvaluateResponse(_message.Message):
     def header(self) -> _common_pb2.ResponseHeader:
         """Which host speaks, and the revision in which the hit was counted."""
 
+    @_builtins.property
+    def action(self) -> Global___FaultAction:
+        """What is to happen, where a fault fired: its action, with a delay that was drawn in both ends of a DelayAction."""
+
     def __init__(
         self,
         *,
         header: _common_pb2.ResponseHeader | None = ...,
         errno_value: _builtins.int = ...,
         fault: _builtins.str = ...,
+        action: Global___FaultAction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errno_value", b"errno_value", "fault", b"fault", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "errno_value", b"errno_value", "fault", b"fault", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,11 @@ class FaultServiceStub(object):
                 request_serializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsRequest.SerializeToString,
                 response_deserializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsResponse.FromString,
                 _registered_method=True)
+        self.RenewFaults = channel.unary_unary(
+                '/fpstate.fault.v1.FaultService/RenewFaults',
+                request_serializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsRequest.SerializeToString,
+                response_deserializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsResponse.FromString,
+                _registered_method=True)
         self.WatchFaults = channel.unary_stream(
                 '/fpstate.fault.v1.FaultService/WatchFaults',
                 request_serializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.WatchFaultsRequest.SerializeToString,
@@ -92,9 +97,9 @@ class FaultServiceServicer(object):
     def ArmFault(self, request, context):
         """ArmFault arms a fault. Several faults may stand at one point: a hit is counted by each whose scope fits, and the one
         armed first of those that fire acts.
-        A point that begins with `fpstate.` and is none of the host's is refused with FAULT_POINT_UNKNOWN, an attribute out of
-        range or a missing action with FIELD_INVALID. The scope may name what does not exist yet: a vCPU whose creation is to
-        fail, for instance.
+        A point that begins with `fpstate.`, `kvm.` or `rpc.server.` and is none of the host's is refused with
+        FAULT_POINT_UNKNOWN; an attribute out of range, or an action that the point does not take, with FIELD_INVALID. The scope
+        may name what does not exist yet: a vCPU whose creation is to fail, for instance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +129,16 @@ class FaultServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResetFaults(self, request, context):
-        """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts.
+        """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts. Without an owner
+        it is the way to halt everything at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewFaults(self, request, context):
+        """RenewFaults starts the lease of each fault of one owner anew. Who arms with leases and renews them leaves nothing armed
+        when it dies.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +155,7 @@ class FaultServiceServicer(object):
     def Evaluate(self, request, context):
         """Evaluate reports that a fault point inside somebody else's program was reached and returns what is to happen there.
         It counts as a hit, as reaching a point of the host's own does.
-        A malformed name of a point is refused with FIELD_INVALID.
+        A malformed name of a point is refused with FIELD_INVALID, and so is a point of the host's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,6 +196,11 @@ def add_FaultServiceServicer_to_server(servicer, server):
                     servicer.ResetFaults,
                     request_deserializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsRequest.FromString,
                     response_serializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsResponse.SerializeToString,
+            ),
+            'RenewFaults': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewFaults,
+                    request_deserializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsRequest.FromString,
+                    response_serializer=fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsResponse.SerializeToString,
             ),
             'WatchFaults': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchFaults,
@@ -339,6 +358,33 @@ class FaultService(object):
             '/fpstate.fault.v1.FaultService/ResetFaults',
             fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsRequest.SerializeToString,
             fpstate_dot_fault_dot_v1_dot_fault__pb2.ResetFaultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.fault.v1.FaultService/RenewFaults',
+            fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsRequest.SerializeToString,
+            fpstate_dot_fault_dot_v1_dot_fault__pb2.RenewFaultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,9 +43,9 @@ class FaultServiceStub:
     ArmFault: _grpc.UnaryUnaryMultiCallable[_fault_pb2.ArmFaultRequest, _fault_pb2.ArmFaultResponse]
     """ArmFault arms a fault. Several faults may stand at one point: a hit is counted by each whose scope fits, and the one
     armed first of those that fire acts.
-    A point that begins with `fpstate.` and is none of the host's is refused with FAULT_POINT_UNKNOWN, an attribute out of
-    range or a missing action with FIELD_INVALID. The scope may name what does not exist yet: a vCPU whose creation is to
-    fail, for instance.
+    A point that begins with `fpstate.`, `kvm.` or `rpc.server.` and is none of the host's is refused with
+    FAULT_POINT_UNKNOWN; an attribute out of range, or an action that the point does not take, with FIELD_INVALID. The scope
+    may name what does not exist yet: a vCPU whose creation is to fail, for instance.
     """
     DisarmFault: _grpc.UnaryUnaryMultiCallable[_fault_pb2.DisarmFaultRequest, _fault_pb2.DisarmFaultResponse]
     """DisarmFault removes a fault and returns it with its last counts.
@@ -58,7 +58,13 @@ class FaultServiceStub:
     ListFaults: _grpc.UnaryUnaryMultiCallable[_fault_pb2.ListFaultsRequest, _fault_pb2.ListFaultsResponse]
     """ListFaults returns the armed faults in the order in which they were armed."""
     ResetFaults: _grpc.UnaryUnaryMultiCallable[_fault_pb2.ResetFaultsRequest, _fault_pb2.ResetFaultsResponse]
-    """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts."""
+    """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts. Without an owner
+    it is the way to halt everything at once.
+    """
+    RenewFaults: _grpc.UnaryUnaryMultiCallable[_fault_pb2.RenewFaultsRequest, _fault_pb2.RenewFaultsResponse]
+    """RenewFaults starts the lease of each fault of one owner anew. Who arms with leases and renews them leaves nothing armed
+    when it dies.
+    """
     WatchFaults: _grpc.UnaryStreamMultiCallable[_fault_pb2.WatchFaultsRequest, _fault_pb2.WatchFaultsResponse]
     """WatchFaults streams what happens to faults from now on, beginning with one FAULT_CHANGE_KIND_ARMED for each fault
     that is armed already.
@@ -66,7 +72,7 @@ class FaultServiceStub:
     Evaluate: _grpc.UnaryUnaryMultiCallable[_fault_pb2.EvaluateRequest, _fault_pb2.EvaluateResponse]
     """Evaluate reports that a fault point inside somebody else's program was reached and returns what is to happen there.
     It counts as a hit, as reaching a point of the host's own does.
-    A malformed name of a point is refused with FIELD_INVALID.
+    A malformed name of a point is refused with FIELD_INVALID, and so is a point of the host's own.
     """
     AdvanceClock: _grpc.UnaryUnaryMultiCallable[_fault_pb2.AdvanceClockRequest, _fault_pb2.AdvanceClockResponse]
     """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
@@ -86,9 +92,9 @@ class FaultServiceAsyncStub(FaultServiceStub):
     ArmFault: _aio.UnaryUnaryMultiCallable[_fault_pb2.ArmFaultRequest, _fault_pb2.ArmFaultResponse]  # type: ignore[assignment]
     """ArmFault arms a fault. Several faults may stand at one point: a hit is counted by each whose scope fits, and the one
     armed first of those that fire acts.
-    A point that begins with `fpstate.` and is none of the host's is refused with FAULT_POINT_UNKNOWN, an attribute out of
-    range or a missing action with FIELD_INVALID. The scope may name what does not exist yet: a vCPU whose creation is to
-    fail, for instance.
+    A point that begins with `fpstate.`, `kvm.` or `rpc.server.` and is none of the host's is refused with
+    FAULT_POINT_UNKNOWN; an attribute out of range, or an action that the point does not take, with FIELD_INVALID. The scope
+    may name what does not exist yet: a vCPU whose creation is to fail, for instance.
     """
     DisarmFault: _aio.UnaryUnaryMultiCallable[_fault_pb2.DisarmFaultRequest, _fault_pb2.DisarmFaultResponse]  # type: ignore[assignment]
     """DisarmFault removes a fault and returns it with its last counts.
@@ -101,7 +107,13 @@ class FaultServiceAsyncStub(FaultServiceStub):
     ListFaults: _aio.UnaryUnaryMultiCallable[_fault_pb2.ListFaultsRequest, _fault_pb2.ListFaultsResponse]  # type: ignore[assignment]
     """ListFaults returns the armed faults in the order in which they were armed."""
     ResetFaults: _aio.UnaryUnaryMultiCallable[_fault_pb2.ResetFaultsRequest, _fault_pb2.ResetFaultsResponse]  # type: ignore[assignment]
-    """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts."""
+    """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts. Without an owner
+    it is the way to halt everything at once.
+    """
+    RenewFaults: _aio.UnaryUnaryMultiCallable[_fault_pb2.RenewFaultsRequest, _fault_pb2.RenewFaultsResponse]  # type: ignore[assignment]
+    """RenewFaults starts the lease of each fault of one owner anew. Who arms with leases and renews them leaves nothing armed
+    when it dies.
+    """
     WatchFaults: _aio.UnaryStreamMultiCallable[_fault_pb2.WatchFaultsRequest, _fault_pb2.WatchFaultsResponse]  # type: ignore[assignment]
     """WatchFaults streams what happens to faults from now on, beginning with one FAULT_CHANGE_KIND_ARMED for each fault
     that is armed already.
@@ -109,7 +121,7 @@ class FaultServiceAsyncStub(FaultServiceStub):
     Evaluate: _aio.UnaryUnaryMultiCallable[_fault_pb2.EvaluateRequest, _fault_pb2.EvaluateResponse]  # type: ignore[assignment]
     """Evaluate reports that a fault point inside somebody else's program was reached and returns what is to happen there.
     It counts as a hit, as reaching a point of the host's own does.
-    A malformed name of a point is refused with FIELD_INVALID.
+    A malformed name of a point is refused with FIELD_INVALID, and so is a point of the host's own.
     """
     AdvanceClock: _aio.UnaryUnaryMultiCallable[_fault_pb2.AdvanceClockRequest, _fault_pb2.AdvanceClockResponse]  # type: ignore[assignment]
     """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
@@ -131,9 +143,9 @@ class FaultServiceServicer:
     ) -> _typing.Union[_fault_pb2.ArmFaultResponse, _abc.Awaitable[_fault_pb2.ArmFaultResponse]]:
         """ArmFault arms a fault. Several faults may stand at one point: a hit is counted by each whose scope fits, and the one
         armed first of those that fire acts.
-        A point that begins with `fpstate.` and is none of the host's is refused with FAULT_POINT_UNKNOWN, an attribute out of
-        range or a missing action with FIELD_INVALID. The scope may name what does not exist yet: a vCPU whose creation is to
-        fail, for instance.
+        A point that begins with `fpstate.`, `kvm.` or `rpc.server.` and is none of the host's is refused with
+        FAULT_POINT_UNKNOWN; an attribute out of range, or an action that the point does not take, with FIELD_INVALID. The scope
+        may name what does not exist yet: a vCPU whose creation is to fail, for instance.
         """
 
     def DisarmFault(
@@ -166,7 +178,18 @@ class FaultServiceServicer:
         request: _fault_pb2.ResetFaultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fault_pb2.ResetFaultsResponse, _abc.Awaitable[_fault_pb2.ResetFaultsResponse]]:
-        """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts."""
+        """ResetFaults disarms every fault, or every fault of one owner, and returns them with their last counts. Without an owner
+        it is the way to halt everything at once.
+        """
+
+    def RenewFaults(
+        self,
+        request: _fault_pb2.RenewFaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fault_pb2.RenewFaultsResponse, _abc.Awaitable[_fault_pb2.RenewFaultsResponse]]:
+        """RenewFaults starts the lease of each fault of one owner anew. Who arms with leases and renews them leaves nothing armed
+        when it dies.
+        """
 
     def WatchFaults(
         self,
@@ -184,7 +207,7 @@ class FaultServiceServicer:
     ) -> _typing.Union[_fault_pb2.EvaluateResponse, _abc.Awaitable[_fault_pb2.EvaluateResponse]]:
         """Evaluate reports that a fault point inside somebody else's program was reached and returns what is to happen there.
         It counts as a hit, as reaching a point of the host's own does.
-        A malformed name of a point is refused with FIELD_INVALID.
+        A malformed name of a point is refused with FIELD_INVALID, and so is a point of the host's own.
         """
 
     def AdvanceClock(

@@ -1,0 +1,149 @@
+"""``fpstated faults``: the fault points there are, and plans: check, show, hash, export. No host is needed for any."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fpstate.fault.v1 import plan_pb2
+
+faults = typer.Typer(
+    help="Fault points and plans: what can be broken on purpose, and how.", no_args_is_help=True, rich_markup_mode=None
+)
+
+PlanFile = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A file, YAML or JSON; the name of a shipped plan; - for standard input.")
+]
+
+
+@contextmanager
+def _complaints(command: str) -> Iterator[None]:
+    """What is wrong with a plan: one line a mistake on standard error, and status 2."""
+    if find_spec("yaml") is None or find_spec("numpy") is None:
+        _say(command, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
+        raise typer.Exit(2)
+    from fault_lab.plan.problem import PlanError
+
+    try:
+        yield
+    except PlanError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except (OSError, ValueError) as error:
+        _say(command, str(error))
+        raise typer.Exit(2) from None
+
+
+def _say(command: str, text: str) -> None:
+    print(f"fpstated faults {command}: {text}", file=sys.stderr)
+
+
+def _load(name: str) -> plan_pb2.Plan:
+    from fault_lab.plan.load import load_plan
+    from fault_lab.plans import find_plan
+
+    if name == "-":
+        return load_plan(sys.stdin.read(), "stdin")
+    path = find_plan(name)
+    return load_plan(path.read_text(encoding="utf-8"), name if Path(name).exists() else path.name)
+
+
+@faults.command("list")
+def list_points(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything that is known of each.")] = False,
+) -> None:
+    """List the fault points: what each fails with, and who deals with it."""
+    from fault_lab.injection.points import FAULT_POINTS, points_as_json
+
+    if as_json:
+        print(json.dumps(points_as_json(), indent=2))
+        return
+    rows = points_as_json()
+    width = max(map(len, FAULT_POINTS))
+    for row in rows:
+        fails = ", ".join(map(str, row["errnos"])) if row["errnos"] else str(row["error"]).lower()  # type: ignore[call-overload]
+        print(f"{row['name']:<{width}}  {row['seat']:<5}  {fails:<16}  {row['caller']}")
+
+
+@faults.command()
+def check(plan: PlanFile) -> None:
+    """Check a plan: every mistake with its line, then what could never fire. Status 2 for a mistake."""
+    with _complaints("check"):
+        from fault_lab.plan.canonical import plan_hash
+        from fault_lab.plan.warnings import warnings
+
+        loaded = _load(plan)
+        for problem in warnings(loaded):
+            print(f"warning: {problem.text(plan)}", file=sys.stderr)
+        print(f"{loaded.name}: {len(loaded.faults)} faults, sha256 {plan_hash(loaded)}")
+
+
+@faults.command()
+def show(
+    plan: PlanFile,
+    canonical: Annotated[bool, typer.Option("--canonical", help="The text that the hash is made of.")] = False,
+) -> None:
+    """Show a plan as JSON: short forms written out, comments gone."""
+    with _complaints("show"):
+        from fault_lab.plan.canonical import canonical_json, readable_json
+
+        loaded = _load(plan)
+        print(canonical_json(loaded) if canonical else readable_json(loaded), end="")
+
+
+@faults.command("hash")
+def hash_(plan: PlanFile) -> None:
+    """Print the SHA-256 of a plan's canonical text."""
+    with _complaints("hash"):
+        from fault_lab.plan.canonical import plan_hash
+
+        print(plan_hash(_load(plan)))
+
+
+@faults.command()
+def schema() -> None:
+    """Print the JSON Schema of plan files, for editors."""
+    with _complaints("schema"):
+        from fault_lab.plan.schema import json_schema
+
+        print(json_schema(), end="")
+
+
+@faults.command()
+def plans() -> None:
+    """List the plans that come with this release."""
+    with _complaints("plans"):
+        from fault_lab.plan.load import load_plan
+        from fault_lab.plans import shipped_plans
+
+        for name, path in shipped_plans().items():
+            print(f"{name:<22}  {load_plan(path.read_text(encoding='utf-8'), path.name).description}")
+
+
+@faults.command()
+def export(
+    plan: PlanFile,
+    linux: Annotated[bool, typer.Option("--linux", help="A shell script for a Linux kernel.")] = False,
+    failcmd: Annotated[bool, typer.Option("--failcmd", help="Calls of the kernel's own failcmd.sh.")] = False,
+    fault: Annotated[str, typer.Option(metavar="NAME", help="This fault alone.")] = "",
+) -> None:
+    """Write a plan's faults for something else. What cannot be had there is a warning on standard error."""
+    with _complaints("export"):
+        if not linux:
+            raise ValueError("expected --linux, the one target there is")
+        from fault_lab.linux_export import export_linux
+
+        made = export_linux(_load(plan), only=fault)
+        for text in made.warnings:
+            print(f"warning: {text}", file=sys.stderr)
+        print(made.script(failcmd=failcmd), end="")
+        if not made.faults:
+            raise ValueError("nothing of this plan can be had on a kernel")
