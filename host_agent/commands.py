@@ -12,6 +12,7 @@ from fault_lab.injection.table import FaultAttributes
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
 from host_agent.kvm.cpuid import CpuidEntry
+from host_agent.migration_commands import MigrationCommand
 from host_agent.state import HostConfig
 from host_agent.task_commands import TaskCommand
 
@@ -396,4 +397,5 @@ Command = (
     | DisarmFault
     | Tick
     | TaskCommand
+    | MigrationCommand
 )

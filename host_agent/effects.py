@@ -43,4 +43,11 @@ class Drained:
     """The host takes no new work."""
 
 
-Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained
+@dataclass(frozen=True, slots=True)
+class MigrationChanged:
+    """A migration was begun, imported, staged, committed or aborted here. ``migration`` is its name."""
+
+    migration: str
+
+
+Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained | MigrationChanged

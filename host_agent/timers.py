@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from host_agent import migrating
 from host_agent.decisions import deadline_passed, delay_passed
 from host_agent.exits import ExitState
 from host_agent.sessions import end_session
@@ -20,7 +21,12 @@ def _deadlines(state: HostState) -> Iterator[int]:
         yield session.expires_ns
     for control in state.controls.values():
         yield control.expires_ns
+    for migration in state.leaving.values():
+        if migration.deadline_ns is not None:
+            yield migration.deadline_ns
     for record in state.exits.values():
+        if record.vm in state.leaving:
+            continue
         if record.retry_ns is not None:
             yield record.retry_ns
         elif record.expires_ns is not None:
@@ -28,7 +34,7 @@ def _deadlines(state: HostState) -> Iterator[int]:
 
 
 def due(state: HostState) -> bool:
-    """Let everything that is due happen: sessions first, then controls, then exits, each in the order it was made.
+    """Let everything that is due happen: sessions, controls, migrations, exits, each in the order it was made.
 
     Returns whether anything was.
     """
@@ -40,7 +46,12 @@ def due(state: HostState) -> bool:
         end_session(state, session, expired=True)
     for control in [each for each in state.controls.values() if each.expires_ns <= now_ns]:
         del state.controls[control.name]
+    for migration in list(state.leaving.values()):
+        if migration.deadline_ns is not None and migration.deadline_ns <= now_ns:
+            migrating.deadline_passed(state, migration)
     for record in list(state.exits.values()):
+        if record.vm in state.leaving:
+            continue  # its clock stands
         if record.retry_ns is not None and record.retry_ns <= now_ns:
             delay_passed(state, record)
         elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:

@@ -48,6 +48,7 @@ _NO_CREDIT: Final = "host_agent.service.batches._no_credit"
 _FROM_ELSEWHERE: Final = {
     "Attach": ("HOST_DRAINING", "SESSION_EXPIRED"),
     "WatchExits": ("HOST_DRAINING",),
+    "ImportVm": ("REQUEST_ID_REUSED",),
     "SubmitEvents": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
     "WaitOutcome": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
 }

@@ -19,7 +19,15 @@ from typing import Any, Protocol
 from fpu_core.errors import CoreBug
 from fpu_core.trace import CoreTracer
 from host_agent.commands import AcquireControl, Boot, Command, OpenSession, Tick
-from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, OutcomeReady, VcpusTaken
+from host_agent.effects import (
+    DirectiveIssued,
+    Drained,
+    Effect,
+    ExitChanged,
+    MigrationChanged,
+    OutcomeReady,
+    VcpusTaken,
+)
 from host_agent.errors import Reason, Refused
 from host_agent.exits import ExitRecord
 from host_agent.journal.durable import DurableJournal
@@ -156,7 +164,7 @@ class HostAgent:
         self._end_sessions(opened=isinstance(command, OpenSession))
         # Everything else moves deadlines later or takes them away, which a timer that comes too early finds out.
         sets_deadline = isinstance(command, OpenSession | AcquireControl | Tick)
-        if sets_deadline or any(isinstance(effect, ExitChanged) for effect in effects):
+        if sets_deadline or any(isinstance(effect, ExitChanged | MigrationChanged) for effect in effects):
             self._set_timer()
 
     def _deliver(self, effect: Effect) -> None:
@@ -172,7 +180,7 @@ class HostAgent:
                     outlet.push(directive)
             case VcpusTaken(session, epoch, vcpus):
                 self.outcomes.taken_over(session, vcpus, lambda older, vcpu: _fenced(older, vcpu, epoch))
-            case ExitChanged() | Drained():
+            case ExitChanged() | Drained() | MigrationChanged():
                 pass  # the exits go out together, below; draining is the server's
 
     def _outlet(self, vcpu: str) -> Outlet | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
-from fpstate.v1 import migration_pb2, watch_pb2
+from fpstate.v1 import watch_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 
 from host_agent.service.errors import unimplemented
@@ -23,7 +23,6 @@ def _every_method(service: ServiceDescriptor, capability: str, *, built: tuple[s
 
 #: Capability by method, as gRPC spells a method: `/package.Service/Method`.
 UNBUILT: Final[dict[str, str]] = {
-    **_every_method(migration_pb2.DESCRIPTOR.services_by_name["MigrationService"], "migration", built=("CheckCompat",)),
     **_every_method(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], "watch"),
 }
 
