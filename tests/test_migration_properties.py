@@ -129,7 +129,7 @@ class MigrationRules(RuleBasedStateMachine):
         node, record = _pick(exits, nr)
         control = node.do(AcquireControl(scope="", controller="c"))
         kinds_ = [DecisionKind.RETRY, DecisionKind.PAUSE, DecisionKind.MIGRATE, DecisionKind.INJECT_GP]
-        kind = _pick([each for each in kinds_ if each in allowed_decisions(record)], choice)
+        kind = _pick([each for each in kinds_ if each in allowed_decisions(record)] or kinds_, choice)
         target = _pick([each.name for each in self.nodes if each is not node], to)
         command = ResolveExit(
             exit=record.name,
