@@ -11,6 +11,8 @@ Blocking, one call per trapped instruction, for the thread of a vCPU:
 
 Asyncio, in batches over one stream: `connect_async`, `AsyncHost`, `open_async_session`, `AsyncSession`.
 
+Operators: `migrate` moves a VM from host to host, `abort_migration` takes a move back, `MigrationCalls` are its calls.
+
 What a host refuses is raised: `HostError`, for an event `EventRejected`. What a guest gets is a value: `Done`,
 `Injected`, `Gone`.
 """
@@ -46,6 +48,8 @@ from guest_agent.event import (
     Xsetbv,
 )
 from guest_agent.host import Host
+from guest_agent.migrate import Incompatible, Migrated, MigrateStep, abort_migration, migrate
+from guest_agent.migration_calls import MigrationCalls, VmExport
 from guest_agent.opening import RunMode
 from guest_agent.outcome import (
     Directive,
@@ -89,12 +93,16 @@ __all__ = [
     "Hlt",
     "Host",
     "HostError",
+    "Incompatible",
     "Init",
     "Injected",
     "InstructionOutcome",
     "Intercepts",
     "Interrupted",
     "Leave",
+    "MigrateStep",
+    "Migrated",
+    "MigrationCalls",
     "Nm",
     "Pending",
     "PendingEvent",
@@ -112,6 +120,7 @@ __all__ = [
     "Tile",
     "TileOp",
     "VcpuPort",
+    "VmExport",
     "WriteCr4",
     "Wrmsr",
     "XfdSync",
@@ -119,9 +128,11 @@ __all__ = [
     "Xsave",
     "XsaveInsn",
     "Xsetbv",
+    "abort_migration",
     "connect",
     "connect_async",
     "create_guest",
+    "migrate",
     "open_async_session",
     "open_session",
 ]

@@ -76,6 +76,7 @@ def host_config(settings: Settings) -> HostConfig:
         byte_limit=settings["byte-limit"],
         exit_deadline_ns=round(settings["exit-deadline"] * NS_PER_S),
         exit_default=DecisionKind[settings["exit-default"].upper().replace("-", "_")],
+        migration_deadline_ns=round(settings["migration-deadline"] * NS_PER_S),
         faults=settings["faults"],
         check_invariants=settings["check-invariants"],
         max_sessions=settings["sessions"],

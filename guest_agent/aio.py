@@ -24,6 +24,7 @@ from fpstate.v1 import event_pb2, session_pb2
 from guest_agent.aio_link import AsyncLink, open_on
 from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.channel import connect_async
+from guest_agent.moving import goes_with_its_vm
 from guest_agent.opening import RunMode, SessionKey, SessionSpec, resume_from_proto
 from guest_agent.outcome import Directive, DirectiveKind
 from guest_agent.wait import SessionLost
@@ -36,7 +37,7 @@ EVENTS_PER_MESSAGE = 256
 OnDirective = Callable[[Directive], Awaitable[None] | None]
 
 
-async def open_async_session(
+async def open_async_session(  # noqa: PLR0913 -- keywords, all with defaults
     host: str | grpc.aio.Channel,
     *,
     vcpus: Sequence[str],
@@ -46,13 +47,15 @@ async def open_async_session(
     required_capabilities: Sequence[str] = (),
     reconnect_s: float = RECONNECT_S,
     on_directive: OnDirective | None = None,
+    connect_to: Callable[[str], grpc.aio.Channel] = connect_async,
 ) -> AsyncSession:
     """Open a session over vCPUs that exist, at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's.
 
     `lease_s` is a wish in seconds, the host decides. `reconnect_s` is how long the session tries to reach a host that
     has gone away, in seconds. `on_directive` carries out what the host has decided about a vCPU, and when it has
     returned the directive is acknowledged; without it directives are left to `Gone` outcomes, apart from PAUSE and
-    RESUME, which the session carries out by itself: what is submitted for a paused vCPU waits.
+    RESUME, which the session carries out by itself: what is submitted for a paused vCPU waits. `connect_to` makes a
+    channel to where the session's VM has moved, which the session follows by itself.
 
     Raises:
         HostError: the host refused (`VCPU_NOT_FOUND`, `CAPABILITY_MISSING` ...) or was not reached.
@@ -65,7 +68,7 @@ async def open_async_session(
         lease_s=lease_s,
         required_capabilities=tuple(required_capabilities),
     )
-    channel = connect_async(host) if isinstance(host, str) else host
+    channel = connect_to(host) if isinstance(host, str) else host
     owns_channel = isinstance(host, str)
     try:
         opened = await open_on(channel, spec)
@@ -73,7 +76,7 @@ async def open_async_session(
         if owns_channel:
             await channel.close()
         raise
-    link = AsyncLink(channel, spec, opened, owns_channel=owns_channel, reconnect_s=reconnect_s)
+    link = AsyncLink(channel, spec, opened, owns_channel=owns_channel, reconnect_s=reconnect_s, connect_to=connect_to)
     return AsyncSession(link, on_directive=on_directive)
 
 
@@ -163,7 +166,7 @@ class AsyncSession:
             case "draining":
                 self._link.resume_target = response.draining.resume_target
             case "directive":
-                self._directives.put_nowait(directive_from_proto(response.directive))
+                self._take_directive(directive_from_proto(response.directive))
             case None:
                 pass  # news of a later version of the contract
         self._pump()
@@ -184,6 +187,18 @@ class AsyncSession:
             port = self._ports.get(each.vcpu)
             if port is not None:
                 port.hear(each.seq, outcome_from_proto(each), taken=taken.get(each.vcpu, each.seq) >= each.seq)
+
+    def _take_directive(self, directive: Directive) -> None:
+        """Hand a directive on; the VM's move is followed here."""
+        if directive.kind is not DirectiveKind.MOVED or not self.follows(directive.target):
+            self._directives.put_nowait(directive)
+
+    def follows(self, target: str) -> bool:
+        """Go to `target`, where the VM lives now, if the session can; for the session's ports."""
+        if not goes_with_its_vm(self.vcpus):
+            return False
+        self._link.move(target)
+        return True
 
     async def _ask(self, port: AsyncVcpuPort, seq: int) -> None:
         outcome = await self._link.wait_outcome(port.name, seq)
@@ -214,13 +229,14 @@ class AsyncSession:
 
     async def _carry_out_directives(self) -> None:
         """Carry directives out in their order, and acknowledge each; one that comes again is only acknowledged."""
-        done: dict[str, int] = {}
+        done: dict[tuple[int, str], int] = {}  # ids of directives are each host's own
         while True:
             directive = await self._directives.get()
-            if directive.id > done.get(directive.vcpu, 0):
+            of = self._link.moves, directive.vcpu
+            if directive.id > done.get(of, 0):
                 if not await self._carried_out(directive):
                     continue
-                done[directive.vcpu] = directive.id
+                done[of] = directive.id
             ack = session_pb2.DirectiveAck(id=directive.id, vcpu=directive.vcpu)
             self._link.send(session_pb2.AttachRequest(directive_ack=ack))
 

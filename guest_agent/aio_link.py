@@ -15,6 +15,7 @@ from fpstated.link.trace import trace_metadata
 from guest_agent.attachment import Attachment
 from guest_agent.channel import connect_async
 from guest_agent.error import HostError, host_error
+from guest_agent.moving import HOPS_MAX, goes_with_its_vm
 from guest_agent.opening import Opened, SessionKey, SessionSpec, opened_from_proto
 from guest_agent.outcome import Outcome, Refusal
 from guest_agent.recovery import Patience, Remedy, remedy
@@ -31,10 +32,18 @@ class AsyncLink:
     Attributes:
         opened: what the host last answered to OpenSession.
         resume_target: where a draining host wants its clients to go; empty if it has not said.
+        moves: how often it has gone to another host.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, spec: SessionSpec, opened: Opened, *, owns_channel: bool, reconnect_s: float
+        self,
+        channel: grpc.aio.Channel,
+        spec: SessionSpec,
+        opened: Opened,
+        *,
+        owns_channel: bool,
+        reconnect_s: float,
+        connect_to: Callable[[str], grpc.aio.Channel] = connect_async,
     ) -> None:
         self._channel = channel
         self._spec = spec
@@ -42,8 +51,11 @@ class AsyncLink:
         self._stub = GuestSessionServiceStub(channel)
         self._patience = Patience(total_s=reconnect_s)
         self._attachment: Attachment | None = None
+        self._connect_to = connect_to
+        self._moving_to = ""
         self.opened = opened
         self.resume_target = ""
+        self.moves = 0
 
     @property
     def key(self) -> SessionKey:
@@ -83,6 +95,13 @@ class AsyncLink:
             return None
         return outcome_from_proto(response.outcome)
 
+    def move(self, target: str) -> None:
+        """Go on at `target`, where the VM lives now: the stream ends, and the next one is there."""
+        if not self._moving_to:
+            self._moving_to = target
+            if self._attachment is not None:
+                self._attachment.end()
+
     async def close(self) -> None:
         """Close the session and the channel; what the host says to it is not asked."""
         request = session_pb2.CloseSessionRequest(
@@ -119,11 +138,20 @@ class AsyncLink:
 
     async def _recover(self, error: HostError) -> None:
         """Do what makes attaching again worth it, or raise `error`."""
+        if self._moving_to:
+            target, self._moving_to = self._moving_to, ""
+            await self._move(target)
+            return
         match remedy(error.refusal):
             case Remedy.AGAIN:
                 pass
+            case Remedy.MOVE if goes_with_its_vm(self._spec.vcpus):
+                await self._move(error.metadata["target"])
+            case Remedy.MOVE:
+                raise error
             case Remedy.LATER if self.resume_target and self._owns_channel:
-                await self._move()
+                target, self.resume_target = self.resume_target, ""
+                await self._move(target)
             case Remedy.LATER:
                 await self._pause(error)
             case Remedy.REOPEN:
@@ -132,6 +160,8 @@ class AsyncLink:
                 raise error
 
     async def _pause(self, error: HostError) -> None:
+        if error.reason == "MIGRATION_IN_PROGRESS":
+            self._patience.reset()  # somebody is there, and will not let the VM stand still for ever
         pause_s = self._patience.pause_s(error.retry_delay_s)
         if pause_s is None:
             raise error
@@ -143,19 +173,29 @@ class AsyncLink:
             try:
                 self.opened = await open_on(self._channel, self._spec)
             except HostError as refused:
-                if remedy(refused.refusal) in (Remedy.NONE, Remedy.REOPEN):
+                if remedy(refused.refusal) not in (Remedy.AGAIN, Remedy.LATER):
                     raise
                 await self._pause(refused)
             else:
                 return
 
-    async def _move(self) -> None:
-        """Go on at the host that a draining one has named."""
-        target, self.resume_target = self.resume_target, ""
-        await self._channel.close()
-        self._channel = connect_async(target)
-        self._stub = GuestSessionServiceStub(self._channel)
-        await self._reopen()
+    async def _move(self, target: str) -> None:
+        """Go on at another host: that a draining one has named, or where the VM is, which may have moved on."""
+        for _hop in range(HOPS_MAX):
+            if self._owns_channel:
+                await self._channel.close()
+            self._channel, self._owns_channel = self._connect_to(target), True
+            self._stub = GuestSessionServiceStub(self._channel)
+            self.moves += 1
+            try:
+                await self._reopen()
+            except HostError as error:
+                if remedy(error.refusal) is not Remedy.MOVE:
+                    raise
+                target = error.metadata["target"]
+            else:
+                return
+        raise SessionLost(f"the VM is never where it is said to be, at last at {target}")
 
 
 def _what_ended_it(error: HostError) -> HostError:

@@ -19,6 +19,7 @@ from fpstate.v1 import event_pb2
 from guest_agent.error import EventRejected
 from guest_agent.event import GuestEvent, Init
 from guest_agent.instructions import Instructions
+from guest_agent.moving import moved_to
 from guest_agent.opening import VcpuResume
 from guest_agent.outcome import Blocked, FinalOutcome, Gone, InstructionOutcome, Outcome, Pending, Rejected
 from guest_agent.step import PendingEvent, PortStep
@@ -232,6 +233,8 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             self._give_back(seq)
         elif isinstance(outcome, Pending):
             self._park(seq, outcome)
+        elif moved_to(outcome) and self._session.follows(moved_to(outcome)):
+            return  # it goes on where its VM is, and is asked for there again
         else:
             self._finish(seq, outcome, taken=taken)
 

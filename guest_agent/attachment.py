@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+import grpc
 from fpstate.v1 import session_pb2
 
 from fpstated.link.trace import trace_metadata
@@ -25,11 +26,17 @@ class Attachment:
     def __init__(self, stub: GuestSessionServiceAsyncStub, key: SessionKey) -> None:
         self._stub = stub
         self._outgoing: asyncio.Queue[session_pb2.AttachRequest | None] = asyncio.Queue()
+        self._call: grpc.aio.StreamStreamCall[session_pb2.AttachRequest, session_pb2.AttachResponse] | None = None
         self.send(session_pb2.AttachRequest(hello=session_pb2.AttachHello(session=key.name, epoch=key.epoch)))
 
     def send(self, message: session_pb2.AttachRequest) -> None:
         """Write this when its turn comes."""
         self._outgoing.put_nowait(message)
+
+    def end(self) -> None:
+        """End the stream: whoever iterates over the responses finds it cancelled."""
+        if self._call is not None:
+            self._call.cancel()
 
     async def responses(self) -> AsyncGenerator[session_pb2.AttachResponse]:
         """Open the stream and yield what the host says.
@@ -37,7 +44,7 @@ class Attachment:
         Raises:
             grpc.aio.AioRpcError: the stream ended with a status other than OK.
         """
-        call = self._stub.Attach(self._requests(), metadata=trace_metadata())
+        call = self._call = self._stub.Attach(self._requests(), metadata=trace_metadata())
         try:
             async for response in call:
                 yield response

@@ -34,6 +34,9 @@ class SessionHold(Protocol):
     def reopened(self, key: SessionKey) -> bool:
         """Whether another thread of ours has opened a session in place of the one of `key`."""
 
+    def move(self, key: SessionKey, target: str) -> None:
+        """Open a new session on another host in place of the one of `key`."""
+
 
 class BlockingCalls:
     """The calls of one vCPU. `until_answered` blocks its thread; `interrupt` comes from any other."""
@@ -53,8 +56,14 @@ class BlockingCalls:
                 call.cancel()
             self._changed.notify_all()
 
-    def until_answered(self, start: Callable[[SessionKey], grpc.Future[Reply]]) -> Reply:
+    def until_answered(
+        self,
+        start: Callable[[SessionKey], grpc.Future[Reply]],
+        refusal_in: Callable[[Reply], Refusal | None] = lambda _reply: None,
+    ) -> Reply:
         """Make a call again and again, in a new session where it must be, until the host answers it or refuses it.
+
+        `refusal_in` finds in an answer why it is to be made again, as a refusal would have said it.
 
         Raises:
             HostError: refused; or nobody was there for `reconnect_s` seconds.
@@ -65,19 +74,21 @@ class BlockingCalls:
         while True:
             key = self._session.key
             try:
-                return self._call(start, key)
+                reply = self._call(start, key)
             except HostError as error:
                 self._recover(error, key, patience)
+                continue
+            refusal = refusal_in(reply)
+            if refusal is None:
+                return reply
+            self._recover(HostError(refusal), key, patience)
 
     def _call(self, start: Callable[[SessionKey], grpc.Future[Reply]], key: SessionKey) -> Reply:
         with self._changed:
             self._raise_interrupt()
             if self._session.closed:
                 raise SessionLost(f"session {key.name} was closed by its owner")
-            try:
-                call = start(key)
-            except ValueError as error:  # which gRPC says of a closed channel
-                raise SessionLost("its channel was closed by its owner") from error
+            call = self._started(start, key)
             self._under_way.add(call)
         try:
             return call.result()
@@ -90,6 +101,14 @@ class BlockingCalls:
         finally:
             with self._changed:
                 self._under_way.discard(call)
+
+    def _started(self, start: Callable[[SessionKey], grpc.Future[Reply]], key: SessionKey) -> grpc.Future[Reply]:
+        try:
+            return start(key)
+        except ValueError as error:  # which gRPC says of a closed channel
+            if self._session.key == key:
+                raise SessionLost("its channel was closed by its owner") from error
+            raise HostError(Refusal("UNAVAILABLE", "the session has moved to another host meanwhile")) from None
 
     def _raise_interrupt(self) -> None:
         if self._interrupted:
@@ -104,21 +123,26 @@ class BlockingCalls:
             case Remedy.LATER:
                 self._pause(error, patience)
             case Remedy.REOPEN:
-                self._reopen(key, patience)
+                self._again_in(lambda: self._session.reopen(key), patience)
+            case Remedy.MOVE:
+                self._again_in(lambda: self._session.move(key, error.metadata["target"]), patience)
             case Remedy.NONE:
                 # Our own new session fences the one before off: a call that was under way meanwhile hears that.
                 if error.reason != "SESSION_FENCED" or not self._session.reopened(key):
                     raise error
 
-    def _reopen(self, key: SessionKey, patience: Patience) -> None:
+    def _again_in(self, open_session: Callable[[], None], patience: Patience) -> None:
+        """Go on in another session, or try that again with the call."""
         try:
-            self._session.reopen(key)
+            open_session()
         except HostError as refused:
-            if remedy(refused.refusal) in (Remedy.NONE, Remedy.REOPEN):
+            if remedy(refused.refusal) not in (Remedy.AGAIN, Remedy.LATER):
                 raise
             self._pause(refused, patience)
 
     def _pause(self, error: HostError, patience: Patience) -> None:
+        if error.reason == "MIGRATION_IN_PROGRESS":
+            patience.reset()  # somebody is there, and will not let the VM stand still for ever
         pause_s = patience.pause_s(error.retry_delay_s)
         if pause_s is None:
             raise error

@@ -19,12 +19,13 @@ KEEPALIVE_MS = 25_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 
 #: The services whose unary calls may be sent again when the host could not be reached: reads, and what carries a
-#: request_id, an epoch or a sequence number, so that the second arrival is recognised.
+#: request_id, an epoch, a proof or a sequence number, so that the second arrival is recognised.
 _RETRIED_SERVICES = (
     "fpstate.v1.HostService",
     "fpstate.v1.VmService",
     "fpstate.v1.VcpuService",
     "fpstate.v1.TaskService",
+    "fpstate.v1.MigrationService",
     "fpstate.fault.v1.FaultService",
 )
 _RETRIED_SESSION_CALLS = ("OpenSession", "KeepAlive", "CloseSession", "SubmitEvents", "WaitOutcome")

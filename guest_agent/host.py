@@ -43,14 +43,16 @@ Reply = TypeVar("Reply")
 class Host:
     """A host at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's; a context manager.
 
-    `channel` is the connection, for a session beside these calls. Every call raises HostError where the host refuses it
-    or is not reached within `timeout_s` seconds. `tls` is for an address with mutual TLS.
+    `channel` is the connection, for a session beside these calls; `address` is where it goes, empty for a channel of
+    the caller's. Every call raises HostError where the host refuses it or is not reached within `timeout_s` seconds.
+    `tls` is for an address with mutual TLS.
     """
 
     def __init__(
         self, host: str | grpc.Channel, *, tls: ClientTls | None = None, timeout_s: float = CALL_TIMEOUT_S
     ) -> None:
         self._owns_channel = isinstance(host, str)
+        self.address = host if isinstance(host, str) else ""
         self._timeout_s = timeout_s
         self.channel = connect(host, tls) if isinstance(host, str) else host
         self._hosts = host_pb2_grpc.HostServiceStub(self.channel)

@@ -153,10 +153,14 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """The event was not looked at: `expected_seq` comes first. `exit` is where the vCPU is parked; empty for a gap."""
+    """The event was not looked at: `expected_seq` comes first. `exit` is where the vCPU is parked; empty for none.
+
+    `migration` is by which its VM is about to leave, empty for none: the event is sent again in a while.
+    """
 
     expected_seq: int
     exit: str = ""
+    migration: str = ""
 
 
 FinalOutcome = Done | Injected | Gone | Rejected

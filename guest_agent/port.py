@@ -11,10 +11,11 @@ that its vCPU is parked, and on which exit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import grpc
+from fpstate.v1 import event_pb2
 from fpstate.v1 import session_pb2 as pb
 
 from fpstated.link.trace import in_one_trace, trace_metadata
@@ -22,8 +23,9 @@ from guest_agent.call import BlockingCalls
 from guest_agent.error import EventRejected, HostError
 from guest_agent.event import GuestEvent, Init
 from guest_agent.instructions import Instructions
+from guest_agent.moving import refusal_in
 from guest_agent.opening import SessionKey, VcpuResume
-from guest_agent.outcome import Blocked, InstructionOutcome, Outcome, Pending, Rejected
+from guest_agent.outcome import Blocked, InstructionOutcome, Outcome, Pending, Refusal, Rejected
 from guest_agent.step import PendingEvent, PortStep
 from guest_agent.wait import EventBlocked, StillPending
 from guest_agent.wire import MessageError, batch_to_proto, event_to_proto, outcome_from_proto
@@ -142,7 +144,7 @@ class VcpuPort(Instructions[InstructionOutcome]):
             return self._session.stub.SubmitEvents.future(request, timeout=SUBMIT_TIMEOUT_S, metadata=trace_metadata())
 
         try:
-            answer = self._calls.until_answered(start).outcomes
+            answer = self._calls.until_answered(start, lambda reply: self._moves(reply.outcomes.outcomes)).outcomes
         except HostError as error:
             if error.refusal.code == "INVALID_ARGUMENT":  # the message, not the event: the host has not looked at it
                 self._ledger.untake(seq)
@@ -151,6 +153,12 @@ class VcpuPort(Instructions[InstructionOutcome]):
         if isinstance(outcome, Rejected) and not _is_taken(answer, self.name, seq):
             self._ledger.untake(seq)
         return outcome
+
+    def _moves(self, outcomes: Iterable[event_pb2.EventOutcome]) -> Refusal | None:
+        """Why the event is to be sent again: its VM is leaving, or lives elsewhere and the session goes there too."""
+        refusals = (refusal_in(outcome_from_proto(each)) for each in outcomes)
+        found = next((each for each in refusals if each is not None), None)
+        return found if found is None or found.reason != "VM_MOVED" or self._session.movable else None
 
     def _only(self, answer: pb.Outcomes, seq: int) -> Outcome:
         if [each.seq for each in answer.outcomes] != [seq]:
@@ -189,7 +197,8 @@ class VcpuPort(Instructions[InstructionOutcome]):
             return self._session.stub.WaitOutcome.future(request, timeout=WAIT_TIMEOUT_S, metadata=trace_metadata())
 
         try:
-            return outcome_from_proto(self._calls.until_answered(start).outcome)
+            reply = self._calls.until_answered(start, lambda reply: self._moves([reply.outcome]))
+            return outcome_from_proto(reply.outcome)
         except HostError as error:
             # A host that lost the event with its memory does not know the number: it is sent again.
             if event is None or error.reason not in ("SEQ_GAP", "FIELD_INVALID") or self._session.key == key:

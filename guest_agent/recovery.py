@@ -11,7 +11,9 @@ from guest_agent.outcome import Refusal
 #: A session that is over without anybody having taken its place: a new one goes on.
 _REOPENED = frozenset({"SESSION_EXPIRED", "SESSION_NOT_FOUND"})
 #: Something of the moment on the host's side.
-_SHORTLY = frozenset({"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL", "STORAGE_FAILED"})
+_SHORTLY = frozenset(
+    {"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL", "STORAGE_FAILED", "MIGRATION_IN_PROGRESS"}
+)
 
 
 class Remedy(enum.Enum):
@@ -20,6 +22,7 @@ class Remedy(enum.Enum):
     AGAIN = enum.auto()  # at once: its deadline has passed, the event is where it was
     LATER = enum.auto()  # after a pause: nobody was there
     REOPEN = enum.auto()  # in a new session
+    MOVE = enum.auto()  # in a new session on another host, which the refusal names as `target`
     NONE = enum.auto()  # nothing: the caller has to know
 
 
@@ -27,6 +30,8 @@ def remedy(refusal: Refusal) -> Remedy:
     """Return what to do about a call of a session that was refused so."""
     if refusal.reason in _REOPENED:
         return Remedy.REOPEN
+    if refusal.reason == "VM_MOVED":
+        return Remedy.MOVE
     if refusal.code == "DEADLINE_EXCEEDED":
         return Remedy.AGAIN
     if refusal.reason in _SHORTLY:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Protocol, TextIO
 
 from fpstated.link.tls import ClientTls
-from guest_agent.channel import wait_for_host
+from guest_agent.channel import connect, wait_for_host
 from guest_agent.error import HostError
 from guest_agent.host import Host
 from guest_agent.kvm import GrowthOrder, GuestProgram, KvmError, install_kick_signal, kvm_available
@@ -169,7 +169,13 @@ def _run(options: GuestOptions, load: _Load, host: Host, on_line: Callable[[Gues
         permission=options.permission,
     )
     timeline = GuestTimeline(vcpu, on_line)
-    with open_session(host.channel, vcpus=[vcpu], client_name="fpstated guest", lease_s=options.lease_s) as session:
+    with open_session(
+        host.channel,
+        vcpus=[vcpu],
+        client_name="fpstated guest",
+        lease_s=options.lease_s,
+        connect_to=lambda address: connect(address, options.tls),
+    ) as session:
         _settle(session.vcpu(vcpu), timeline)
         agent = load(session, vcpu, timeline)
         report, number = VcpuThread(agent.run, agent.stop).run_until_over()

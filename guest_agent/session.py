@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from fpstate.v1.session_pb2_grpc import GuestSessionServiceStub
 from fpstated.link.trace import trace_metadata
 from guest_agent.channel import connect
 from guest_agent.error import HostError, host_error
+from guest_agent.moving import HOPS_MAX, goes_with_its_vm
 from guest_agent.opening import Opened, RunMode, SessionKey, SessionSpec, opened_from_proto
 from guest_agent.port import VcpuPort
 from guest_agent.recovery import Remedy, remedy
@@ -41,11 +42,12 @@ def open_session(
     lease_s: float | None = None,
     required_capabilities: Sequence[str] = (),
     reconnect_s: float = RECONNECT_S,
+    connect_to: Callable[[str], grpc.Channel] = connect,
 ) -> Session:
     """Open a session over vCPUs that exist, at an address (`unix:PATH`, `HOST:PORT`) or on a channel of the caller's.
 
     `lease_s` is a wish in seconds, the host decides. `reconnect_s` is how long a call goes on trying to reach a host
-    that has gone away, in seconds.
+    that has gone away, in seconds. `connect_to` makes a channel to where the session's VM has moved.
 
     Raises:
         HostError: the host refused (`VCPU_NOT_FOUND`, `CAPABILITY_MISSING` ...) or was not reached.
@@ -59,8 +61,8 @@ def open_session(
         required_capabilities=tuple(required_capabilities),
     )
     if isinstance(host, str):
-        return Session(connect(host), spec, owns_channel=True, reconnect_s=reconnect_s)
-    return Session(host, spec, owns_channel=False, reconnect_s=reconnect_s)
+        return Session(connect_to(host), spec, owns_channel=True, reconnect_s=reconnect_s, connect_to=connect_to)
+    return Session(host, spec, owns_channel=False, reconnect_s=reconnect_s, connect_to=connect_to)
 
 
 class Session:
@@ -69,15 +71,26 @@ class Session:
     Its ports may be used from any threads, one at a time each (`init` and `interrupt` apart, which come from others).
     """
 
-    def __init__(self, channel: grpc.Channel, spec: SessionSpec, *, owns_channel: bool, reconnect_s: float) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        spec: SessionSpec,
+        *,
+        owns_channel: bool,
+        reconnect_s: float,
+        connect_to: Callable[[str], grpc.Channel] = connect,
+    ) -> None:
         self._channel = channel
         self._owns_channel = owns_channel
         self._spec = spec
+        self._connect_to = connect_to
+        #: How often the session has moved with its VM: ids of directives are each host's own.
+        self.moves = 0
         self.stub = GuestSessionServiceStub(channel)
         self._reopening = threading.Lock()
         self._closed = threading.Event()
         try:
-            self._opened = self._open()
+            self._opened = self._open(self.stub)
         except BaseException:
             self._drop_channel()
             raise
@@ -153,20 +166,64 @@ class Session:
                 raise SessionLost(f"session {key.name} was closed by its owner")
             if self.key != key:
                 return
-            opened = self._open()
-            for each in opened.vcpus:
-                self._ports[each.vcpu].check_resume(each)
-            self._opened = opened
+            self._opened = self._open_again(self.stub)
 
     def reopened(self, key: SessionKey) -> bool:
         """Whether the session of `key` was opened again; waits where that is under way."""
         with self._reopening:
             return self.key != key
 
-    def _open(self) -> Opened:
+    @property
+    def movable(self) -> bool:
+        """Whether the session goes with its VM to another host."""
+        return goes_with_its_vm(self.vcpus)
+
+    def move(self, key: SessionKey, target: str) -> None:
+        """Open a new session where the VM has moved, in place of the one of `key`; the connection goes there too.
+
+        Raises: as `reopen`.
+        """
+        with self._reopening:
+            if self._closed.is_set():
+                raise SessionLost(f"session {key.name} was closed by its owner")
+            if self.key != key:
+                return
+            channel, opened = self._open_there(target)
+            former, owned = self._channel, self._owns_channel
+            self._channel, self._owns_channel = channel, True
+            self.stub = GuestSessionServiceStub(channel)
+            self.moves += 1
+            self._opened = opened
+            if owned:
+                former.close()  # last, so that whoever finds it closed finds another key too
+
+    def _open_there(self, target: str) -> tuple[grpc.Channel, Opened]:
+        """Follow the VM, which may have moved on meanwhile."""
+        for _hop in range(HOPS_MAX):
+            channel = self._connect_to(target)
+            try:
+                return channel, self._open_again(GuestSessionServiceStub(channel))
+            except HostError as error:
+                channel.close()
+                if remedy(error.refusal) is not Remedy.MOVE:
+                    raise
+                target = error.metadata["target"]
+            except BaseException:
+                channel.close()
+                raise
+        raise SessionLost(f"the VM is never where it is said to be, at last at {target}")
+
+    def _open_again(self, stub: GuestSessionServiceStub) -> Opened:
+        """Open a session that goes on where every port is."""
+        opened = self._open(stub)
+        for each in opened.vcpus:
+            self._ports[each.vcpu].check_resume(each)
+        return opened
+
+    def _open(self, stub: GuestSessionServiceStub) -> Opened:
         try:
             request = self._spec.to_proto()
-            reply = self.stub.OpenSession(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
+            reply = stub.OpenSession(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata())
             return opened_from_proto(reply)
         except grpc.RpcError as error:
             raise host_error(error) from error
@@ -193,17 +250,22 @@ class Session:
     def _recovered(self, error: HostError, key: SessionKey) -> bool:
         match remedy(error.refusal):
             case Remedy.REOPEN:
-                try:
-                    self.reopen(key)
-                except HostError as refused:
-                    return remedy(refused.refusal) is Remedy.NONE
-                except SessionLost:
-                    return True
-                return True
+                return self._reopened(lambda: self.reopen(key))
+            case Remedy.MOVE:
+                return self._reopened(lambda: self.move(key, error.metadata["target"]))
             case Remedy.AGAIN | Remedy.LATER:
                 return False
             case Remedy.NONE:
                 return True
+
+    def _reopened(self, reopen: Callable[[], None]) -> bool:
+        try:
+            reopen()
+        except HostError as refused:
+            return remedy(refused.refusal) is Remedy.NONE
+        except SessionLost:
+            return True
+        return True
 
     def _drop_channel(self) -> None:
         if self._owns_channel:

@@ -171,7 +171,7 @@ def outcome_from_proto(message: pb.EventOutcome) -> Outcome:
         case "pending":
             return Pending(message.pending.exit, message.pending.generation)
         case "blocked":
-            return Blocked(message.blocked.expected_seq, message.blocked.exit)
+            return Blocked(message.blocked.expected_seq, message.blocked.exit, message.blocked.migration)
         case "rejected":
             return Rejected(refusal_from_status(message.rejected))
         case "gone":

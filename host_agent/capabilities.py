@@ -14,6 +14,7 @@ _ALWAYS: Final = (
     "drain",
     "exits",
     "hide-feature",
+    "migration",
     "packed-events",
     "reclaim",
     "sessions",

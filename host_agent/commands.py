@@ -15,6 +15,7 @@ from fault_lab.injection.hit import Hit, Selector, Window
 from host_agent.events import GuestEvent
 from host_agent.exits import Decision
 from host_agent.kvm.cpuid import CpuidEntry
+from host_agent.migration_commands import MigrationCommand
 from host_agent.state import HostConfig
 from host_agent.task_commands import TaskCommand
 
@@ -432,4 +433,5 @@ Command = (
     | HitFault
     | Tick
     | TaskCommand
+    | MigrationCommand
 )

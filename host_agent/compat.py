@@ -14,10 +14,17 @@ from fpu_core.config import FpuConfig, boot
 from fpu_core.cpuid import builtin_profile, parse_cpuid_dump
 from fpu_core.errors import FieldError
 from fpu_core.fpstate import FPSTATE_HEADER_BYTES
-from fpu_core.fpu import FPU_GUEST_PERM_LOCKED, StatePerm
+from fpu_core.fpu import StatePerm
 from fpu_core.layout import Component
 from fpu_core.rules import KERNEL_RULES
-from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC, for_each_set_bit, format_mask
+from fpu_core.xfeature import (
+    XFEATURE_MASK_FPSSE,
+    XFEATURE_MASK_USER_DYNAMIC,
+    XFEATURE_MASK_XTILE,
+    for_each_set_bit,
+    format_mask,
+)
+from host_agent.kvm.caps import kvm_caps
 from host_agent.kvm.policy import allocation_policy
 from host_agent.state import HostState, VmRecord
 
@@ -35,6 +42,7 @@ class IncompatibilityKind(enum.Enum):
     KERNEL_RULES = enum.auto()
     ALLOCATION_POLICY = enum.auto()
     FORMAT_VERSION = enum.auto()
+    CPUID = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,10 @@ class XfeatureLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmRequirements:
-    """What a host must have to hold and run a VM. Masks of xfeatures, sizes in bytes."""
+    """What a host must have to hold and run a VM. Masks of xfeatures, sizes in bytes.
+
+    ``cpuid_features`` are capabilities that its guests have seen in their CPUID, in the kernel's names.
+    """
 
     profile: str
     xfeatures: int
@@ -59,6 +70,7 @@ class VmRequirements:
     kernel_rules: str
     allocation_policy: str
     format_version: int
+    cpuid_features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +87,35 @@ class Incompatibility:
 
 
 def requirements_of(vm: VmRecord) -> VmRequirements:
-    """What another host must have for ``vm``: for all that its containers hold and its permissions admit."""
+    """What another host must have for ``vm``: for all that its guests were offered, may be permitted, and hold."""
     config = vm.platform.host.config
-    leader = vm.kvm.leader
-    held = [vcpu.fpstate.xfeatures for vcpu in vm.kvm.vcpus.values()]
-    xfeatures = leader.guest_perm.state_perm & ~FPU_GUEST_PERM_LOCKED | leader.perm.state_perm
-    for each in held:
-        xfeatures |= each
+    xfeatures = guest_xfeatures(vm) & sum(1 << nr for nr in config.table.components)
+    vcpus = vm.kvm.vcpus.values()
+    features = {name for cpuid in (vm.kvm.cpuid, *(vcpu.cpuid for vcpu in vcpus)) for name in cpuid.features}
     return VmRequirements(
         profile=vm.profile,
         xfeatures=xfeatures,
         dynamic_xfeatures=xfeatures & XFEATURE_MASK_USER_DYNAMIC,
         layouts=tuple(_layout(config.table.components[nr]) for nr in for_each_set_bit(xfeatures)),
-        container_bytes_max=len(held) * _allocated(leader.guest_perm) + _tasks_bytes_max(vm),
-        vcpu_count=len(held),
+        container_bytes_max=len(vcpus) * _allocated(vm.kvm.leader.guest_perm) + _tasks_bytes_max(vm),
+        vcpu_count=len(vcpus),
         kernel_rules=vm.kernel_rules,
         allocation_policy=vm.allocation_policy,
         format_version=FORMAT_VERSIONS[-1],
+        cpuid_features=tuple(sorted(features)),
     )
+
+
+def guest_xfeatures(vm: VmRecord) -> int:
+    """The components that a guest of ``vm`` could find missing: not what its containers have room for besides."""
+    kvm = vm.kvm
+    xfeatures = kvm.permitted_xcr0 | kvm.cpuid.supported_xss | XFEATURE_MASK_FPSSE
+    xfeatures |= kvm.leader.perm.state_perm & XFEATURE_MASK_USER_DYNAMIC
+    for vcpu in kvm.vcpus.values():
+        fpstate = vcpu.fpstate
+        xfeatures |= vcpu.xcr0 | vcpu.xss | vcpu.cpuid.supported_xss | fpstate.xstate_bv
+        xfeatures |= fpstate.xfeatures & XFEATURE_MASK_USER_DYNAMIC
+    return xfeatures | (XFEATURE_MASK_XTILE if xfeatures & XFEATURE_MASK_XTILE else 0)
 
 
 def _layout(component: Component) -> XfeatureLayout:
@@ -128,6 +151,7 @@ def check_compat(state: HostState, needed: VmRequirements) -> list[Incompatibili
     except FieldError as error:
         kind = IncompatibilityKind.ALLOCATION_POLICY
         found.append(_wants(kind, "allocation_policy", needed.allocation_policy, error.expected))
+    found += _cpuid(config, needed)
     if needed.format_version not in FORMAT_VERSIONS:
         readable = ", ".join(map(str, FORMAT_VERSIONS))
         found.append(_wants(IncompatibilityKind.FORMAT_VERSION, "format_version", needed.format_version, readable))
@@ -181,6 +205,14 @@ def _memory(state: HostState, needed: VmRequirements) -> Iterator[Incompatibilit
         free = max(0, (host.limit_bytes or 0) - host.used_bytes)
         text = f"the containers may take {needed.container_bytes_max} bytes, {free} are free under this host's limit"
         yield Incompatibility(IncompatibilityKind.MEMORY, "container_bytes_max", 0, text)
+
+
+def _cpuid(config: FpuConfig, needed: VmRequirements) -> Iterator[Incompatibility]:
+    """A guest looks at its CPUID once, and goes on believing it."""
+    missing = [name for name in needed.cpuid_features if name not in kvm_caps(config).features]
+    if missing:
+        text = f"the guests' CPUID has {', '.join(missing)}, which KVM lacks on this host"
+        yield Incompatibility(IncompatibilityKind.CPUID, "cpuid_features", 0, text)
 
 
 def _check_consistent(needed: VmRequirements) -> None:

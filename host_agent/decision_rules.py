@@ -25,7 +25,6 @@ class Rule:
     text: str
     final: bool
     armed: bool = False
-    built: bool = True
 
 
 RULES: Final[dict[DecisionKind, Rule]] = {
@@ -54,7 +53,9 @@ RULES: Final[dict[DecisionKind, Rule]] = {
     DecisionKind.HIDE_FEATURE: Rule(
         _ALL, "as INJECT_GP; from the VM's next reset on CPUID has neither XTILE_CFG nor XTILE_DATA", final=True
     ),
-    DecisionKind.MIGRATE: Rule(_ALL, "the instruction executes again on another host", final=True, built=False),
+    DecisionKind.MIGRATE: Rule(
+        _ALL, "the VM stands still until somebody moves it; the instruction executes again there", final=True
+    ),
 }
 
 #: The states in which an exit takes a decision. While one is being applied (a delay runs) it has its winner.
@@ -73,8 +74,6 @@ DEFAULT_ACTIONS: Final = (
 def why_not(kind: DecisionKind, cause: ExitCause, *, armed: bool) -> str:
     """Return why an exit of this cause does not take a decision; empty if it does."""
     rule = RULES[kind]
-    if not rule.built:
-        return "this release does not carry it out"
     if cause not in rule.causes:
         return f"it is for {' and '.join(sorted(each.value for each in rule.causes))}"
     if rule.armed and not armed:

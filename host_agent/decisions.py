@@ -26,9 +26,11 @@ from host_agent.guest_events import done_outcome, enter_again
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
 from host_agent.kvm.outcome import Done, ReallocExit, Trigger
 from host_agent.kvm.vcpu import Vcpu
+from host_agent.leaving import begin_leaving
 from host_agent.reclaim import VICTIMS_MAX, reclaim
 from host_agent.state import HostState
 from host_agent.vcpus import stop_vcpu
+from host_agent.vm_export import check_exportable
 from host_agent.vms import reset_vcpus
 
 _MAX_DELAY_NS = 3600 * 1_000_000_000
@@ -104,6 +106,10 @@ def _check_decision(state: HostState, record: ExitRecord, decision: Decision) ->
             raise invalid("decision.reclaim", "victims, or any", "neither")
         case DecisionKind.RECLAIM if len(decision.victims) > VICTIMS_MAX:
             raise invalid("decision.reclaim.victims", f"at most {VICTIMS_MAX}", len(decision.victims))
+        case DecisionKind.MIGRATE if not decision.target:
+            raise invalid("decision.migrate.target", "a gRPC target", decision.target)
+        case DecisionKind.MIGRATE:
+            check_exportable(state, state.vms[record.vm], stopping=True)
         case _:
             pass
 
@@ -159,7 +165,7 @@ def _retry(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision
     result = enter_again(state, vcpu, record.write)
     if isinstance(result, ReallocExit):
         record.failed_again(result)
-        _next_generation(state, vcpu, record, ExitState.OPEN)
+        next_generation(state, vcpu, record, ExitState.OPEN)
         return
     _settle(state, vcpu, record, ExitResult.COMMITTED, done_outcome(vcpu, result))
 
@@ -228,7 +234,7 @@ def _pause(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decision
     if vcpu.state is not VcpuState.PAUSED:
         issue_directive(state, vcpu, "PAUSE", f"by {record.decided_by}")
     vcpu.move(VcpuEvent.PAUSE)
-    _next_generation(state, vcpu, record, ExitState.PAUSED)
+    next_generation(state, vcpu, record, ExitState.PAUSED)
     record.expires_ns = None
 
 
@@ -251,6 +257,14 @@ def _reset_vm(state: HostState, vcpu: Vcpu, record: ExitRecord, _decision: Decis
     reset_vcpus(state, state.vms[record.vm], why)
 
 
+def _migrate(state: HostState, _vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
+    """The VM stands still until somebody has moved it; the exit stays, and its instruction executes again there."""
+    record.state = ExitState.APPLYING
+    record.expires_ns = record.retry_ns = None
+    begin_leaving(state, state.vms[record.vm], decision.target)
+    changed(state, record)
+
+
 _EFFECTS: dict[DecisionKind, Callable[[HostState, Vcpu, ExitRecord, Decision], None]] = {
     DecisionKind.RETRY: _retry,
     DecisionKind.RETRY_AFTER: _retry_after,
@@ -264,6 +278,7 @@ _EFFECTS: dict[DecisionKind, Callable[[HostState, Vcpu, ExitRecord, Decision], N
     DecisionKind.KILL_VM: _kill_vm,
     DecisionKind.RESET_VM: _reset_vm,
     DecisionKind.HIDE_FEATURE: _hide_feature,
+    DecisionKind.MIGRATE: _migrate,
 }
 #: What a paused vCPU does not go on with: its VMM stays told to wait, or hears something stronger.
 _GO_NOWHERE = frozenset({DecisionKind.PAUSE, DecisionKind.KILL_VCPU, DecisionKind.KILL_VM, DecisionKind.RESET_VM})
@@ -274,7 +289,7 @@ def deadline_passed(state: HostState, record: ExitRecord) -> None:
     apply_decision(state, record, Decision(state.config.exit_default), DEADLINE)
 
 
-def _next_generation(state: HostState, vcpu: Vcpu, record: ExitRecord, now: ExitState) -> None:
+def next_generation(state: HostState, vcpu: Vcpu, record: ExitRecord, now: ExitState) -> None:
     """The exit stays, and wants another decision."""
     record.generation += 1
     record.state = now

@@ -14,6 +14,7 @@ from fpu_core.fpstate import Fpstate
 from fpu_core.fpu import Fpu
 from fpu_core.xfeature import XCOMP_BV_COMPACTED_FORMAT, XFEATURE_PKRU
 from host_agent.kvm.vcpu import Vcpu
+from host_agent.migrations import MigrationRecord
 from host_agent.state import HostState, VcpuSide, VmRecord
 
 
@@ -37,6 +38,18 @@ def describe(state: HostState) -> Iterator[str]:
     for (source, rules), platform in state.platforms.items():
         for cpu in platform.cpus:
             yield _line("cpu", hashlib.sha256(source.encode()).hexdigest(), rules, *_cpu(cpu))
+    yield from _hands(state)
+    for record in (*state.exits.values(), *state.resolved_exits.values()):
+        yield _line("exit", dataclasses.asdict(record))
+    for decision in state.audit.decisions.values():
+        yield _line("decision", dataclasses.asdict(decision))
+    yield from _migrations(state)
+    for fault in state.faults.armed.values():
+        yield _line("fault", dataclasses.asdict(fault))
+
+
+def _hands(state: HostState) -> Iterator[str]:
+    """Who holds what: sessions and controls."""
     for session in state.sessions.values():
         yield _line("session", session.name, session.epoch, session.client_name, session.principal, session.explicit)
         yield _line("  lease", session.expires_ns, session.lease_ns)
@@ -44,17 +57,27 @@ def describe(state: HostState) -> Iterator[str]:
     for control in state.controls.values():
         yield _line("control", control.name, control.scope, control.epoch, control.controller, control.principal)
         yield _line("  lease", control.expires_ns, control.lease_ns)
-    for record in (*state.exits.values(), *state.resolved_exits.values()):
-        yield _line("exit", dataclasses.asdict(record))
-    for decision in state.audit.decisions.values():
-        yield _line("decision", dataclasses.asdict(decision))
-    for fault in state.faults.armed.values():
-        yield _line("fault", dataclasses.asdict(fault))
+
+
+def _migrations(state: HostState) -> Iterator[str]:
+    for migration in state.migrations.values():
+        yield _line("migration", *_migration(migration))
+        if migration.staged is not None:
+            yield from _vm(state, migration.staged)
+    for moved in state.moved.values():
+        yield _line("moved", moved)
+
+
+def _migration(record: MigrationRecord) -> Iterator[object]:
+    yield from (record.name, record.uid, record.vm, record.vm_uid, record.role, record.state, record.ownership_epoch)
+    yield from (record.source_host, record.target, record.proofs, record.begun_ns, record.create_unix_ns)
+    yield from (record.deadline_ns, record.reason, record.image, record.sha256, record.reserved_bytes, record.ticket)
 
 
 def _vm(state: HostState, vm: VmRecord) -> Iterator[str]:
     yield _line("vm", vm.name, vm.uid, vm.profile, vm.kernel_rules, vm.allocation_policy, vm.labels, vm.revision)
     yield _line("  made", vm.owner_pid, vm.owner_name, vm.cpuid_dump, vm.kvm.has_protected_state, vm.hidden_at_reset)
+    yield _line("  epoch", vm.ownership_epoch)
     yield _line("  ledger", vm.kvm.account.limit_bytes, vm.kvm.account.used_bytes, vm.kvm.cpuid.fingerprint)
     for task in vm.tasks.values():
         yield _line("  task", task.id, task.uid, task.home_cpu, task.vcpu.index if task.vcpu else None, *_fpu(task.fpu))

@@ -8,13 +8,13 @@ from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState, SessionRecord, VcpuSide
 
 
-def issue_directive(state: HostState, vcpu: Vcpu, kind: str, reason: str) -> Directive:
-    """Make a directive for ``vcpu`` and keep it with its session until it is acknowledged.
+def issue_directive(state: HostState, vcpu: Vcpu, kind: str, reason: str, target: str = "") -> Directive:
+    """Make a directive for ``vcpu`` and keep it with its session until it is acknowledged. ``target`` is of MOVED.
 
     Where there is no session it waits for the next one. A vCPU that nobody ever had a session for has no VMM to tell.
     """
     state.serial += 1
-    directive = Directive(state.serial, state.vcpu_name(vcpu), kind, reason)
+    directive = Directive(state.serial, state.vcpu_name(vcpu), kind, reason, target)
     side = vcpu.agent
     if not isinstance(side, VcpuSide):
         return directive

@@ -54,4 +54,11 @@ class FaultChanged:
     hit: Hit | None = None
 
 
-Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained | FaultChanged
+@dataclass(frozen=True, slots=True)
+class MigrationChanged:
+    """A migration was begun, imported, staged, committed or aborted here. ``migration`` is its name."""
+
+    migration: str
+
+
+Effect = OutcomeReady | ExitChanged | DirectiveIssued | VcpusTaken | Drained | FaultChanged | MigrationChanged

@@ -218,10 +218,12 @@ class PendingOutcome:
 
 @dataclass(frozen=True, slots=True)
 class BlockedOutcome:
-    """An earlier event of this vCPU is pending: the event was not taken and is to be sent again."""
+    """An earlier event of this vCPU is pending, or its VM is leaving: the event was not taken, send it again."""
 
     expected_seq: int
     exit: str
+    #: The migration that the VM is leaving by; empty for none.
+    migration: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ that fails again, a pause) leaves the exit open with the next generation.
     OPEN --Retry fails, RetryAfter runs out and fails--> OPEN, generation + 1
     OPEN --RetryAfter--> APPLYING --the delay is over--> as Retry
     OPEN --Pause--> PAUSED, generation + 1          any decision may follow
+    OPEN --Migrate--> APPLYING --the VM has gone--> CANCELLED; --the migration is aborted--> OPEN, generation + 1
     any but RESOLVED --the vCPU is killed, reset or moved--> CANCELLED
 """
 
@@ -87,6 +88,7 @@ class ExitResult(enum.Enum):
     VM_KILLED = enum.auto()
     VM_RESET = enum.auto()
     VCPU_INIT = enum.auto()
+    MIGRATED = enum.auto()
     DELETED = enum.auto()
 
 

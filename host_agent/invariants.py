@@ -8,6 +8,7 @@ from fpu_core.errors import CoreBug
 from fpu_core.xfeature import XFEATURE_MASK_USER_DYNAMIC
 from host_agent.events import PendingOutcome
 from host_agent.kvm.lifecycle import VcpuState
+from host_agent.migrations import MigrationRole, MigrationState
 from host_agent.state import HostState, VcpuSide
 
 Violations = Iterable[str]
@@ -102,8 +103,8 @@ def sessions_and_vcpus_agree(state: HostState) -> Violations:
 
 
 def host_ledger_is_the_sum(state: HostState) -> Violations:
-    """The host's account is the sum of its VMs'."""
-    total = sum(vm.kvm.account.used_bytes for vm in state.vms.values())
+    """The host's account is the sum of its VMs', of those too that are staged here and not its own yet."""
+    total = sum(vm.kvm.account.used_bytes for vm in state.every_vm())
     if state.allocator.host.used_bytes != total:
         yield f"host {state.allocator.host.used_bytes} bytes, VMs {total}"
 
@@ -117,6 +118,38 @@ def permissions_only_grow(state: HostState) -> Violations:
             yield str(bug)
 
 
+def migrations_are_in_the_books(state: HostState) -> Violations:
+    """A migration that is open is in its books, and holds what its state says: an image, or a VM."""
+    for record in state.migrations.values():
+        books = state.leaving if record.role is MigrationRole.SOURCE else state.coming
+        if (books.get(record.vm) is record) != record.state.open:
+            yield f"{record.name} is {record.state.name}"
+        if (record.staged is not None) != (record.state is MigrationState.STAGED):
+            yield f"{record.name} is {record.state.name}: {record.staged}"
+        if bool(record.image) != (record.state is MigrationState.IMPORTED):
+            yield f"{record.name} is {record.state.name} with {len(record.image)} bytes"
+
+
+def what_leaves_stands_still(state: HostState) -> Violations:
+    """A VM that is leaving is here, and none of its vCPUs is in the guest."""
+    for name, record in state.leaving.items():
+        vm = state.vms.get(name)
+        if vm is None or vm.uid != record.vm_uid:
+            yield f"{record.name}: its VM is not here"
+        elif any(vcpu.state is VcpuState.ENTERED for vcpu in vm.kvm.vcpus.values()):
+            yield f"{record.name}: a vCPU is in the guest"
+
+
+def what_is_elsewhere_is_not_here(state: HostState) -> Violations:
+    """A VM that is on its way here, or has gone, is none of this host's."""
+    for name in state.coming.keys() & state.vms.keys():
+        yield f"{name} is on its way here and is here"
+    for name, moved in state.moved.items():
+        vm = state.vms.get(name)
+        if vm is not None and vm.uid == moved.uid:
+            yield f"{name} has gone to {moved.target} and is here"
+
+
 INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
     growth_is_seen,
@@ -128,6 +161,9 @@ INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     sessions_and_vcpus_agree,
     host_ledger_is_the_sum,
     permissions_only_grow,
+    migrations_are_in_the_books,
+    what_leaves_stands_still,
+    what_is_elsewhere_is_not_here,
 )
 
 

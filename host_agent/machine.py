@@ -12,8 +12,24 @@ from typing import Any
 from fpu_core.errors import CoreBug, FieldError
 from fpu_core.invariants import check_core
 from fpu_core.trace import CoreTracer
-from host_agent import boot, control, cpus, decisions, faults, sessions, signals, tasks, vcpu_state, vcpus, vms
+from host_agent import (
+    arriving,
+    boot,
+    control,
+    cpus,
+    decisions,
+    faults,
+    leaving,
+    migrating,
+    sessions,
+    signals,
+    tasks,
+    vcpu_state,
+    vcpus,
+    vms,
+)
 from host_agent import commands as c
+from host_agent import migration_commands as m
 from host_agent import task_commands as t
 from host_agent.digest import digest
 from host_agent.effects import Drained, Effect
@@ -94,6 +110,11 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     c.RenewFaults: faults.renew,
     c.HitFault: faults.hit,
     c.Tick: _tick,
+    m.BeginMigration: leaving.begin,
+    m.ImportVm: arriving.import_vm,
+    m.StageMigration: migrating.stage,
+    m.CommitMigration: migrating.commit,
+    m.AbortMigration: migrating.abort,
 }
 
 
@@ -157,6 +178,8 @@ class HostMachine:
         self.state.acting_command = type(command).__name__
         self.state.act_for("")
         try:
+            if self.state.leaving:
+                leaving.check_not_leaving(self.state, command)
             return HANDLERS[type(command)](self.state, command)
         except FieldError as error:
             raise invalid(error.field, error.expected, error.got) from error

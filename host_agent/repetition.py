@@ -40,7 +40,9 @@ def _take(digest: _Digest, value: Any) -> None:  # noqa: ANN401 -- whatever a co
         case dict():
             _take(digest, tuple(sorted(value.items())))
         case _ if is_dataclass(value) and not isinstance(value, type):
-            _take(digest, (type(value).__name__, *(getattr(value, each.name) for each in fields(value))))
+            _take(
+                digest, (type(value).__name__, *(getattr(value, each.name) for each in fields(value) if each.compare))
+            )
         case _:
             text = repr(value).encode()
             digest.update(b"%s %d\n" % (type(value).__name__.encode(), len(text)))

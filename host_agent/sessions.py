@@ -14,6 +14,8 @@ from host_agent.effects import VcpusTaken
 from host_agent.errors import Reason, Refused, invalid, limit_reached
 from host_agent.events import (
     BlockedOutcome,
+    Directive,
+    GoneOutcome,
     GuestEvent,
     Init,
     Intercepts,
@@ -146,7 +148,7 @@ def submit(state: HostState, command: SubmitBatch) -> tuple[Outcome, ...]:
     session.expires_ns = state.now_ns + session.lease_ns
     for name, seq in command.received:
         vcpu = session.vcpus.get(name)
-        if vcpu is not None:
+        if vcpu is not None and not (state.leaving and vcpu.vm.account.name in state.leaving):
             _forget(state.side(vcpu), seq)
     return tuple(_one(state, session, event) for event in command.events)
 
@@ -168,10 +170,15 @@ def _sequenced(state: HostState, session: SessionRecord, event: GuestEvent) -> O
     """A repeated number gets its outcome again, a gap the expected number; else the event is taken."""
     vcpu = session.vcpus.get(event.vcpu)
     if vcpu is None:
-        raise _not_in_session(state, session, event.vcpu)
+        return _gone(state, session, event)
     side = state.side(vcpu)
     if event.seq < side.next_seq:
         return _repeated(side, event)
+    if state.leaving:
+        leaving = state.leaving.get(vcpu.vm.account.name)
+        if leaving is not None:
+            exit_name = side.exit.name if side.exit is not None else ""
+            return Outcome(event.vcpu, event.seq, BlockedOutcome(side.next_seq, exit_name, leaving.name))
     if side.exit is not None and not isinstance(event.kind, Init):
         return Outcome(event.vcpu, event.seq, BlockedOutcome(side.next_seq, side.exit.name))
     if event.seq > side.next_seq:
@@ -229,6 +236,16 @@ def _repeated(side: VcpuSide, event: GuestEvent) -> Outcome:
             seq=event.seq,
         )
     return found
+
+
+def _gone(state: HostState, session: SessionRecord, event: GuestEvent) -> Outcome:
+    """What a session hears of a vCPU that it does not have: where it is now, if it has gone with its VM."""
+    moved = state.moved.get(event.vcpu.partition("/vcpus/")[0])
+    if moved is None or moved.vm in state.vms:
+        raise _not_in_session(state, session, event.vcpu)
+    text = f"the VM lives at {moved.target} now"
+    directive = Directive(moved.directive, event.vcpu, "MOVED", text, moved.target)
+    return Outcome(event.vcpu, event.seq, GoneOutcome(directive))
 
 
 def _not_in_session(state: HostState, session: SessionRecord, name: str) -> Refused:

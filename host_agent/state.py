@@ -21,6 +21,7 @@ from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
 from host_agent.exits import DecisionKind, ExitRecord
 from host_agent.kvm.vcpu import KvmVm, Vcpu
+from host_agent.migrations import MigrationRecord, Moved
 
 NS_PER_S = 1_000_000_000
 #: The label of a VM whose hits pass the task filter of a fault: the kernel's /proc/<pid>/make-it-fail.
@@ -62,6 +63,10 @@ class HostConfig:
     max_decisions: int = 10_000
     #: The wall clock at the host's time 0, nanoseconds since 1970, as it stood when the process took the history up.
     unix_offset_ns: int = 0
+    #: How long a VM stands still for a migration before its source goes on with it by itself.
+    migration_deadline_ns: int = 300 * NS_PER_S
+    #: Migrations that are over, and VMs that have gone, of which the host still knows.
+    max_migrations: int = 10_000
 
 
 @dataclass(slots=True)
@@ -104,6 +109,8 @@ class VmRecord:
     cpuid_dump: str = ""
     #: Components that its guests' CPUID will not have after the next RESET.
     hidden_at_reset: int = 0
+    #: Rises with each host that owns the VM.
+    ownership_epoch: int = 1
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
 
     @property
@@ -194,6 +201,12 @@ class HostState:
     exits: dict[str, ExitRecord] = field(default_factory=dict)
     resolved_exits: dict[str, ExitRecord] = field(default_factory=dict)
     audit: Audit = field(default_factory=Audit)
+    #: Migrations by name, open and over; the open ones by the VM they move: away from here, and to here.
+    migrations: dict[str, MigrationRecord] = field(default_factory=dict)
+    leaving: dict[str, MigrationRecord] = field(default_factory=dict)
+    coming: dict[str, MigrationRecord] = field(default_factory=dict)
+    #: VMs that have gone, by name.
+    moved: dict[str, Moved] = field(default_factory=dict)
     faults: FaultTable = field(default_factory=FaultTable)
     #: By request id: the fingerprint of the request, and the answer it had.
     requests: dict[str, tuple[str, object]] = field(default_factory=dict)
@@ -291,8 +304,9 @@ class HostState:
         return f"{kind}-{hashlib.sha256(f'{self.first_boot_id}/{kind}/{serial}'.encode()).hexdigest()[:12]}"
 
     def vcpu_uid(self, vcpu: Vcpu) -> str:
-        """The uid of a vCPU: of this creation of it, whatever had its name before."""
-        return self._id("vcpu", vcpu.serial)
+        """The uid of a vCPU: of this creation of it, whatever had its name before, here or where it came from."""
+        side = vcpu.agent
+        return side.uid if isinstance(side, VcpuSide) else self._id("vcpu", vcpu.serial)
 
     def next_epoch(self) -> int:
         """Return a fencing token higher than any before."""
@@ -305,8 +319,19 @@ class HostState:
         """``vms/{vm}``."""
         found = self.vms.get(name)
         if found is None:
+            self.check_not_elsewhere(name)
             raise Refused(Reason.VM_NOT_FOUND, f"there is no VM {name!r}", vm=name)
         return found
+
+    def check_not_elsewhere(self, vm: str) -> None:
+        """Refuse a VM that has gone with where it is, and one that is on its way here with the migration."""
+        coming = self.coming.get(vm)
+        if coming is not None:
+            text = f"{vm!r} is on its way here: {coming.name!r} is {coming.state.name}"
+            raise Refused(Reason.MIGRATION_IN_PROGRESS, text, vm=vm, migration=coming.name)
+        moved = self.moved.get(vm)
+        if moved is not None:
+            raise Refused(Reason.VM_MOVED, f"{vm!r} lives at {moved.target!r} now", vm=vm, target=moved.target)
 
     def vcpu(self, name: str) -> Vcpu:
         """``vms/{vm}/vcpus/{index}``."""
@@ -314,6 +339,8 @@ class HostState:
         vm = self.vms.get(vm_name)
         found = vm.kvm.vcpus.get(int(index)) if vm is not None and index.isdecimal() else None
         if found is None or str(found.index) != index:  # "00" is no name of vCPU 0
+            if vm is None:
+                self.check_not_elsewhere(vm_name)
             raise Refused(Reason.VCPU_NOT_FOUND, f"there is no vCPU {name!r}", vcpu=name)
         return found
 
@@ -323,6 +350,8 @@ class HostState:
         vm = self.vms.get(vm_name)
         found = vm.tasks.get(task_id) if vm is not None else None
         if vm is None or found is None:
+            if vm is None:
+                self.check_not_elsewhere(vm_name)
             raise Refused(Reason.TASK_NOT_FOUND, f"there is no task {name!r}", task=name)
         return vm, found
 
@@ -360,11 +389,16 @@ class HostState:
 
     # -- for the invariants --------------------------------------------------------------------------------------------
 
+    def every_vm(self) -> list[VmRecord]:
+        """The VMs there are, and those that have their memory here and are not this host's yet."""
+        staged = (record.staged for record in self.coming.values())
+        return [*self.vms.values(), *(vm for vm in staged if vm is not None)]
+
     def core_views(self) -> list[CoreView]:
         """One view per platform, for the checker. The host's account is shared, so the first view has every owner."""
         views = []
         for platform in self.platforms.values():
-            vms = [vm for vm in self.vms.values() if vm.platform is platform]
+            vms = [vm for vm in self.every_vm() if vm.platform is platform]
             views.append(
                 CoreView(
                     host=platform.host,

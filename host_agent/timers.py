@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from host_agent import migrating
 from host_agent.decisions import deadline_passed, delay_passed
 from host_agent.exits import ExitState
 from host_agent.faults import expire
@@ -24,7 +25,16 @@ def _deadlines(state: HostState) -> Iterator[int]:
     for fault in state.faults.armed.values():
         if fault.expires_ns is not None:
             yield fault.expires_ns
+    for migration in state.leaving.values():
+        if migration.deadline_ns is not None:
+            yield migration.deadline_ns
+    yield from _exit_deadlines(state)
+
+
+def _exit_deadlines(state: HostState) -> Iterator[int]:
     for record in state.exits.values():
+        if record.vm in state.leaving:
+            continue  # its clock stands
         if record.retry_ns is not None:
             yield record.retry_ns
         elif record.expires_ns is not None:
@@ -32,7 +42,7 @@ def _deadlines(state: HostState) -> Iterator[int]:
 
 
 def due(state: HostState) -> bool:
-    """Let everything that is due happen: sessions, controls, faults, exits, each in the order it was made.
+    """Let everything that is due happen: sessions, controls, faults, migrations, exits, each in the order it was made.
 
     Returns whether anything was.
     """
@@ -46,7 +56,12 @@ def due(state: HostState) -> bool:
     for control in [each for each in state.controls.values() if each.expires_ns <= now_ns]:
         del state.controls[control.name]
     expire(state)
+    for migration in list(state.leaving.values()):
+        if migration.deadline_ns is not None and migration.deadline_ns <= now_ns:
+            migrating.deadline_passed(state, migration)
     for record in list(state.exits.values()):
+        if record.vm in state.leaving:
+            continue  # its clock stands
         if record.retry_ns is not None and record.retry_ns <= now_ns:
             delay_passed(state, record)
         elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:

@@ -38,7 +38,7 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
     """Make a VM with its main thread. The processor is a built-in profile or a dump, never both."""
     check_id("vm_id", command.vm_id)
     name = f"vms/{command.vm_id}"
-    if name in state.vms:
+    if name in state.vms or name in state.coming:
         raise Refused(Reason.VM_EXISTS, f"VM {name!r} exists", vm=name)
     if state.draining:
         raise Refused(Reason.HOST_DRAINING, "the host is draining and takes no new VM")
@@ -46,6 +46,14 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         raise limit_reached("VMs of the host", "vms_max", state.config.max_vms)
     if command.byte_limit is not None and command.byte_limit < 0:
         raise invalid("vm.byte_limit", "0 or more bytes", command.byte_limit)
+    vm = make_vm(state, command)
+    enter_vm(state, vm)
+    return vm
+
+
+def make_vm(state: HostState, command: CreateVm) -> VmRecord:
+    """The VM of a command, with its main thread, in nobody's books yet."""
+    name = f"vms/{command.vm_id}"
     policy = allocation_policy(command.allocation_policy)
     profile, dump = _processor(state, command)
     state.act_for(name)
@@ -68,11 +76,16 @@ def create_vm(state: HostState, command: CreateVm) -> VmRecord:
         revision=state.revision,
         cpuid_dump=dump,
     )
-    state.vms[name] = vm
-    rules = platform.host.config.rules
-    state.permissions[name] = PermissionHistory(rules.perm_loses_supervisor, rules.user_supported)
     add_task(state, vm, "main", leader)
     return vm
+
+
+def enter_vm(state: HostState, vm: VmRecord) -> None:
+    """From now on it is one of the host's."""
+    state.vms[vm.name] = vm
+    vm.revision = state.revision
+    rules = vm.platform.host.config.rules
+    state.permissions[vm.name] = PermissionHistory(rules.perm_loses_supervisor, rules.user_supported)
 
 
 def _processor(state: HostState, command: CreateVm) -> tuple[str, str]:

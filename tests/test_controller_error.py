@@ -14,6 +14,7 @@ from vmm_controller.error import CallError
         pytest.param(grpc.StatusCode.UNAVAILABLE, "", True, id="the host is not there yet"),
         pytest.param(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_REACHED", True, id="it was too slow this once"),
         pytest.param(grpc.StatusCode.ABORTED, "VCPU_BUSY", True, id="it is busy with the vCPU"),
+        pytest.param(grpc.StatusCode.ABORTED, "MIGRATION_IN_PROGRESS", True, id="the VM is about to leave"),
         pytest.param(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", True, id="this controller asks too often"),
         pytest.param(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", True, id="its disk is full"),
         pytest.param(

@@ -11,19 +11,10 @@ from tools.error_table import COMMON, event_reasons, reasons_by_method, registry
 #: What no call of this release sends: its part of the contract is not built, or another answer came to be.
 NOT_SENT = {
     "DEADLINE_REQUIRED",
-    "VM_MOVED",
     "VCPU_PAUSED",
     "VCPU_BUSY",
     "FEATURE_UNSUPPORTED",
     "CONTROL_NOT_FOUND",
-    "MIGRATION_NOT_FOUND",
-    "MIGRATION_FENCED",
-    "MIGRATION_WRONG_STATE",
-    "SNAPSHOT_CORRUPT",
-    "SNAPSHOT_VERSION_UNSUPPORTED",
-    "HOST_INCOMPATIBLE",
-    "MIGRATION_IN_PROGRESS",
-    "STATE_CONFIDENTIAL",
 }
 
 

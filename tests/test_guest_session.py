@@ -505,6 +505,10 @@ class _Hold:
         """Nobody asks for it."""
         raise AssertionError(key)
 
+    def move(self, key: SessionKey, target: str) -> None:
+        """Nobody asks for it."""
+        raise AssertionError(key, target)
+
     def reopened(self, key: SessionKey) -> bool:
         """The new key is there once this was asked."""
         if self._reopened:

@@ -44,6 +44,7 @@ CONTRACT = {
     },
     "fpstate.v1.MigrationService": {
         "ExportVm", "ImportVm", "CheckCompat", "BeginMigration", "StageMigration", "CommitMigration", "AbortMigration",
+        "GetMigration", "ListMigrations",
     },
     "fpstate.v1.WatchService": {"Watch"},
     "fpstate.fault.v1.FaultService": {

@@ -61,7 +61,7 @@ def _seen(text: str) -> list[str]:
 def test_files_are_numbered_and_open_with_a_sentence() -> None:
     """Each file has a number of its own in its folder, and the first line of each says in a sentence what it shows."""
     numbers = [(path.parent, path.name.partition("-")[0]) for path in FILES]
-    assert all(number.isdecimal() and len(number) == 2 for _folder, number in numbers)
+    assert all(number.isdecimal() and len(number) in (2, 3) for _folder, number in numbers)
     assert len(set(numbers)) == len(numbers)
     for path in FILES:
         first = path.read_text(encoding="utf-8").splitlines()[0]

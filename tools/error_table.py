@@ -22,7 +22,6 @@ from host_agent.machine import HANDLERS
 from host_agent.service.access.matrix import MATRIX, Grant
 from host_agent.service.errors import CODES
 from host_agent.service.server import SERVICES
-from host_agent.service.unbuilt import UNBUILT
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _REGISTRY: Final = ROOT / "protos" / "fpstate" / "v1" / "errors.proto"
@@ -50,6 +49,7 @@ _FROM_ELSEWHERE: Final = {
     "Watch": ("HOST_DRAINING",),
     "WatchExits": ("HOST_DRAINING",),
     "WatchFaults": ("HOST_DRAINING",),
+    "ImportVm": ("REQUEST_ID_REUSED",),
     "SubmitEvents": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
     "WaitOutcome": ("HOST_DRAINING", "SESSION_EXPIRED", "SESSION_FENCED", "SESSION_NOT_FOUND"),
 }
@@ -97,10 +97,10 @@ def event_reasons() -> tuple[str, ...]:
 
 def _reasons_of(path: str) -> tuple[str, ...]:
     _, service, name = path.split("/")
-    found = {"UNIMPLEMENTED_CALL"} if path in UNBUILT else _reached(_servicer(service, name))
+    found = _reached(_servicer(service, name))
     found |= set(_FROM_ELSEWHERE.get(name, ()))
     found |= {"NOT_OWNER"} if Grant.OWN in MATRIX[path].values() else set()
-    if "request_id" in _request_fields(service, name) and path not in UNBUILT:
+    if "request_id" in _request_fields(service, name):
         found.add("REQUEST_ID_REUSED")
     return tuple(sorted(found - set(COMMON)))
 

@@ -22,12 +22,15 @@ DOMAIN: Final = "fpstate.dev"
 #: Where grpc-status puts the google.rpc.Status of a refusal.
 _TRAILER: Final = "grpc-status-details-bin"
 
-#: What goes away by itself: the host is not there (yet), is busy with the vCPU, has no room, or was too slow this once.
+#: What goes away by itself: the host is not there (yet), is busy with the vCPU, has no room, was too slow this once; or
+#: the VM is about to leave, and what becomes of that will show.
 #: A host that stops cancels its streams; a call that this process cancels itself raises no CallError.
 _TRANSIENT_CODES: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
-_TRANSIENT_REASONS: Final = frozenset({"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL"})
+_TRANSIENT_REASONS: Final = frozenset(
+    {"VCPU_BUSY", "HOST_DRAINING", "RATE_LIMITED", "STORAGE_FULL", "MIGRATION_IN_PROGRESS"}
+)
 #: The control is not ours (any more).
 _LOST_CONTROL: Final = frozenset({"CONTROL_FENCED", "CONTROL_NOT_FOUND"})
 

@@ -131,6 +131,12 @@ HOST: Final = Table(
             default="pause",
             help="The default action, where no controller decides in time.",
         ),
+        Setting(
+            key="migration-deadline",
+            kind=number(0.001, 86_400, unit="seconds"),
+            default=300.0,
+            help="Seconds a VM stands still for a migration before this host, its source, goes on with it.",
+        ),
         Setting(key="faults", kind=switch(), default=False, help="Let fault points be armed over the wire."),
         Setting(
             key="check-invariants", kind=switch(), default=False, help="Check every invariant after every command."

@@ -31,6 +31,8 @@ from host_agent import (
     errors,
     events,
     exits,
+    migration_commands,
+    migrations,
     sessions,
     signals,
     state,
@@ -90,6 +92,7 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
     exits.ExitRecord: frozenset(),
     audit.Audit: frozenset(),
     audit.DecisionRecord: frozenset(),
+    migrations.MigrationRecord: frozenset(),
     table.FaultTable: frozenset(),
     table.ArmedFault: frozenset(),
 }
@@ -97,7 +100,7 @@ RECORDS: Final[dict[type, frozenset[str]]] = {
 #: Where the values are that a record may hold: every frozen dataclass and every enum of these modules.
 _VALUE_MODULES: Final = (
     *(audit, commands, task_commands, errors, events, exits, sessions, state),
-    *(cpus, signals, tasks, vcpu_state, vms),
+    *(cpus, migration_commands, migrations, signals, tasks, vcpu_state, vms),
     *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, tile),
     *(action, attributes, hit, table),
 )

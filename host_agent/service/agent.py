@@ -19,7 +19,16 @@ from typing import Any, Protocol
 from fpu_core.errors import CoreBug
 from fpu_core.trace import CoreTracer
 from host_agent.commands import AcquireControl, Boot, Command, OpenSession, Tick
-from host_agent.effects import DirectiveIssued, Drained, Effect, ExitChanged, FaultChanged, OutcomeReady, VcpusTaken
+from host_agent.effects import (
+    DirectiveIssued,
+    Drained,
+    Effect,
+    ExitChanged,
+    FaultChanged,
+    MigrationChanged,
+    OutcomeReady,
+    VcpusTaken,
+)
 from host_agent.errors import Reason, Refused
 from host_agent.exits import ExitRecord
 from host_agent.journal.durable import DurableJournal
@@ -168,7 +177,8 @@ class HostAgent:
         self._end_sessions(opened=isinstance(command, OpenSession))
         # Everything else moves deadlines later or takes them away, which a timer that comes too early finds out.
         sets_deadline = isinstance(command, OpenSession | AcquireControl | Tick)
-        if sets_deadline or any(isinstance(effect, ExitChanged | FaultChanged) for effect in effects):
+        due = ExitChanged | FaultChanged | MigrationChanged
+        if sets_deadline or any(isinstance(effect, due) for effect in effects):
             self._set_timer()
 
     def _deliver(self, effect: Effect) -> None:
@@ -184,7 +194,7 @@ class HostAgent:
                     outlet.push(directive)
             case VcpusTaken(session, epoch, vcpus):
                 self.outcomes.taken_over(session, vcpus, lambda older, vcpu: _fenced(older, vcpu, epoch))
-            case ExitChanged() | Drained() | FaultChanged():
+            case ExitChanged() | Drained() | FaultChanged() | MigrationChanged():
                 pass  # exits and faults go out together, below; draining is the server's
 
     def _outlet(self, vcpu: str) -> Outlet | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fpstated.link.trace import EVENT_TRACEPARENT, TraceContext, current_trace
 from host_agent import commands as c
-from host_agent.effects import Drained, Effect, ExitChanged, FaultChanged, VcpusTaken
+from host_agent.effects import Drained, Effect, ExitChanged, FaultChanged, MigrationChanged, VcpusTaken
 from host_agent.exits import ExitRecord
 from host_agent.service.access.principal import current_principal
 from host_agent.service.fault_log import FaultLog
@@ -43,6 +43,8 @@ class AgentLog:
                     _log.info("draining: nothing new is taken", extra=_who())
                 case FaultChanged():
                     self._faults.changed(effect)
+                case MigrationChanged(name):
+                    self._migration(name)
                 case ExitChanged():
                     pass  # each exit once, below
                 case _:
@@ -59,6 +61,22 @@ class AgentLog:
         state = self._agent.state
         self._sessions = set(state.sessions)
         self._traces = {name: trace for name, trace in self._traces.items() if name in state.exits}
+
+    def _migration(self, name: str) -> None:
+        record = self._agent.state.migrations.get(name)
+        if record is None:
+            return
+        extra = {
+            "vm": record.vm,
+            "migration": name,
+            "role": record.role.name,
+            "state": record.state.name,
+            "target": record.target,
+            "ownership_epoch": record.ownership_epoch,
+            "reason": record.reason,
+        }
+        why = f": {record.reason}" if record.reason else ""
+        _log.info("migration %s %s as %s%s", name, record.state.name, record.role.name, why, extra=extra | _who())
 
     def _ended_sessions(self) -> None:
         """Closed by its agent, or by the end of its lease."""

@@ -58,6 +58,7 @@ class AttachStream:
         session = self._agent.state.sessions[self.session]
         for nr, name in enumerate(names):
             if vcpu_name(f"hello.vcpus[{nr}]", name) not in session.vcpus:
+                self._agent.state.check_not_elsewhere(name.partition("/vcpus/")[0])
                 text = f"{name!r} is not of {self.session!r}"
                 raise Failure.because("VCPU_NOT_IN_SESSION", text, vcpu=name, session=self.session)
         return tuple(dict.fromkeys(names)) or tuple(session.vcpus)
@@ -148,8 +149,9 @@ class AttachStream:
     async def responses(self) -> AsyncGenerator[session_pb2.AttachResponse, None]:
         """The messages of the stream. Raises what it was finished with."""
         self._agent.attachments.attach(self, self._vcpus)
-        for directive in self._agent.state.sessions[self.session].directives.values():
-            if directive.vcpu in self._vcpus:
+        session = self._agent.state.sessions[self.session]
+        for directive in session.directives.values():
+            if directive.vcpu in self._vcpus or directive.vcpu not in session.vcpus:  # that one is gone: somebody told
                 self.push(directive)
         yield self._attached()
         while not self._over():
@@ -178,7 +180,8 @@ class AttachStream:
     def _attached(self) -> session_pb2.AttachResponse:
         state = self._agent.state
         session = state.sessions[self.session]
-        vcpus = [resume_to_proto(resume_of(state, session, name)) for name in self._vcpus]
+        here = [name for name in self._vcpus if name in session.vcpus]
+        vcpus = [resume_to_proto(resume_of(state, session, name)) for name in here]
         self._credits = session_credits(len(state.sessions))
         attached = session_pb2.Attached(vcpus=vcpus, credits=self._credits)
         return session_pb2.AttachResponse(header=header(state), attached=attached)

@@ -172,12 +172,6 @@ def field_invalid(path: str, expected: str, got: object) -> Failure:
     )
 
 
-def unimplemented(method: str, capability: str) -> Failure:
-    """A call, or a part of one, that this release does not have."""
-    text = f"this host does not have {method} (capability {capability})"
-    return Failure("UNIMPLEMENTED_CALL", text, {"method": method, "capability": capability})
-
-
 def failure_of(error: Exception) -> Failure | None:
     """Return the refusal that ``error`` is; None for what nobody has foreseen."""
     match error:

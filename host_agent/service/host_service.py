@@ -11,6 +11,7 @@ from fpu_core.cpuid import builtin_profile_names
 from fpu_core.rules import KERNEL_RULES
 from host_agent.capabilities import capabilities
 from host_agent.commands import SetHostLimit
+from host_agent.image_form import IMAGE_BYTES_MAX
 from host_agent.kvm.policy import ALLOCATION_POLICIES
 from host_agent.service.agent import HostAgent
 from host_agent.service.drain import Drain, DrainState
@@ -106,6 +107,9 @@ def _limits(config: HostConfig, call_deadline_s: float) -> host_pb2.HostLimits:
         request_ids_max=config.max_request_ids,
         settled_exits_max=config.max_resolved_exits,
         decisions_max=config.max_decisions,
+        image_bytes_max=IMAGE_BYTES_MAX,
+        migration_deadline=duration(config.migration_deadline_ns),
+        migrations_max=config.max_migrations,
     )
 
 

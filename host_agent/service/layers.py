@@ -8,8 +8,7 @@
     Release    what comes out waits until what it may know of is durable: answers, messages, refusals of the inner ones
     Access     who calls, and does its role have the call?
     Limit      has it calls left?
-    Fault      on a host that is broken on purpose: the call fails or takes long, before or after
-    Unbuilt    innermost: a call that is not there is refused to those alone who may know
+    Fault      innermost, on a host that is broken on purpose: the call fails or takes long, before or after
 
 To gRPC all of them are one interceptor, which wraps a method's handler once and not with every call.
 """

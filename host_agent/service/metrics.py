@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from host_agent import commands as c
 from host_agent.durations import Durations
-from host_agent.effects import Effect, ExitChanged, FaultChanged, VcpusTaken
+from host_agent.effects import Effect, ExitChanged, FaultChanged, MigrationChanged, VcpusTaken
 from host_agent.journal.durable import DurableJournal
 from host_agent.service.layers import Context, Layer, Method
 
@@ -76,6 +76,13 @@ METRICS: Final = (
         ("decision", "result"),
         "Exits that are over, by the last decision (NONE for none) and what it came to.",
     ),
+    Spec("fpstated_migrations_open", "gauge", ("role",), "Migrations that are not over: role is SOURCE or TARGET."),
+    Spec(
+        "fpstated_migrations_total",
+        "counter",
+        ("role", "state"),
+        "Migrations that came to a state: BEGUN, IMPORTED, STAGED, COMMITTED or ABORTED.",
+    ),
     Spec(
         "fpstated_faults_armed",
         "gauge",
@@ -132,6 +139,7 @@ class HostMetrics(Collector):
         self._opened = _counter("fpstated_exits_opened_total", self.registry)
         self._settled = _counter("fpstated_exits_settled_total", self.registry)
         self._faults_fired = _counter("fpstated_faults_fired_total", self.registry)
+        self._migrations = _counter("fpstated_migrations_total", self.registry)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -148,6 +156,13 @@ class HostMetrics(Collector):
                 self._exit(effect.exit)
             elif isinstance(effect, FaultChanged) and effect.hit is not None:
                 self._faults_fired.labels(effect.fault.point).inc()
+            elif isinstance(effect, MigrationChanged):
+                self._migration(effect.migration)
+
+    def _migration(self, name: str) -> None:
+        record = self._agent.state.migrations.get(name)
+        if record is not None:
+            self._migrations.labels(record.role.name, record.state.name).inc()
 
     def rolled_back(self) -> None:
         """What was counted stays counted; which exits are open is as it was."""
@@ -190,6 +205,7 @@ class HostMetrics(Collector):
         yield _value("fpstated_vcpus", sum(len(vm.kvm.vcpus) for vm in state.vms.values()))
         yield _value("fpstated_sessions", len(state.sessions))
         yield _value("fpstated_exits_open", len(state.exits))
+        yield _labelled("fpstated_migrations_open", {"SOURCE": len(state.leaving), "TARGET": len(state.coming)})
         yield _value("fpstated_faults_armed", len(state.faults.armed))
         yield _value("fpstated_draining", int(state.draining))
         yield _value("fpstated_revision", state.revision)

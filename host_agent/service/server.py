@@ -77,7 +77,6 @@ from host_agent.service.session_service import GuestSessionService
 from host_agent.service.stream_age import StreamAge
 from host_agent.service.task_service import TaskService
 from host_agent.service.trace_layer import TraceLayer
-from host_agent.service.unbuilt import UnbuiltInterceptor
 from host_agent.service.vcpu_service import VcpuService
 from host_agent.service.vm_service import VmService
 from host_agent.service.watch_service import WatchService
@@ -214,7 +213,6 @@ class HostServer:
             AccessLayer(self.agent.state, None if self.credentials is not None else local),
             self.limits,
             *([FaultLayer(self.agent)] if self.agent.state.config.faults else []),
-            UnbuiltInterceptor(),
             deserializer=tolerant,
         )
 

@@ -21,7 +21,7 @@ can say why each line of it is right. A file in a folder retells a part of a sui
     create-vm NAME [profile=] [without=] [rules=] [limit=] [policy=] [protected]
                                                             delete-vm NAME [force]     reset-vm NAME
     permit guest|host FEATURE [vm=]                         supported-cpuid [vm=]
-    cpuid MASK|empty|supported|long [without=] [vm=] [vcpu=]
+    cpuid MASK|empty|supported|long [without=] [of=HOST] [vm=] [vcpu=]
     create-vcpu N [vm=] [task=] [confidential]              delete-vcpu VCPU
     task NAME create | schedule CPU | preempt | load FEATURE PATTERN | read FEATURE
               | kernel-fpu | clone CHILD thread|process | exec | exit
@@ -45,6 +45,10 @@ can say why each line of it is right. A file in a folder retells a part of a sui
     required-size [VM]                                      save-restore [VCPU] [vmm=]
     show vcpu | fpstate | registers | cpu | exit | audit | directives | ledger
               | permissions | faults | digest [OF]
+    on HOST [profile=] [limit=]                             what follows happens there
+    migrate check VM on=HOST | begin VM to=HOST | adopt VM | export VM [as=] [snapshot] | stage VM
+            | import [IMAGE] [of=VM] [snapshot] [name=] [damaged=]
+            | commit VM [without-proof] [force] | abort VM [without-proof] [force]
     each 1-4,8 COMMAND                                      COMMAND for each number, which stands for {} in it
     replay
 

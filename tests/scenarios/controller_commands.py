@@ -94,7 +94,12 @@ def _reclaim(words: Words) -> tuple[str, Decision]:
     return f"RECLAIM {said}", Decision(DecisionKind.RECLAIM, victims=victims, any_victim=any_victim)
 
 
+def _migrate(words: Words) -> tuple[str, Decision]:
+    target = words.key("to")
+    return f"MIGRATE to {target}", Decision(DecisionKind.MIGRATE, target=target)
+
+
 #: Every decision by its word.
 DECISIONS: Final[dict[str, Callable[[Words], tuple[str, Decision]]]] = {
     kind.name.lower().replace("_", "-"): _plain(kind) for kind in DecisionKind
-} | {"retry-after": _retry_after, "raise-limit": _raise_limit, "reclaim": _reclaim}
+} | {"retry-after": _retry_after, "raise-limit": _raise_limit, "reclaim": _reclaim, "migrate": _migrate}

@@ -10,6 +10,7 @@ from host_agent.commands import SetCpuid
 from host_agent.kvm.cpuid import CpuidTable, xcr0_of
 from host_agent.kvm.set_cpuid import guest_cpuid
 from host_agent.kvm.vcpu import Vcpu
+from host_agent.state import HostState
 from host_agent.vms import get_supported_cpuid
 from tests.scenarios.block import ScenarioError
 from tests.scenarios.operands import Words, mask, number
@@ -22,11 +23,11 @@ _TOO_MANY = 257
 def cpuid(world: World, words: Words) -> None:
     """KVM_SET_CPUID2 for a VM or with ``vcpu=`` one vCPU: a mask of leaf 0xD, or a table by name.
 
-    ``empty``: no entry. ``supported``: what KVM_GET_SUPPORTED_CPUID gives, without the capabilities of ``without=``.
-    ``long``: one entry too many.
+    ``empty``: no entry. ``supported``: what KVM_GET_SUPPORTED_CPUID gives, without the capabilities of ``without=``,
+    for the first VM of another host with ``of=``. ``long``: one entry too many.
     """
     what, vm, label = words.take("a mask or a table"), world.vm(words.key("vm")), words.key("vcpu")
-    without = words.key("without")
+    without, of = words.key("without"), words.key("of")
     words.end()
     vcpu = world.vcpu_name(label) if label else ""
     whose = f" of vcpu {label}" if label else ""
@@ -35,15 +36,19 @@ def cpuid(world: World, words: Words) -> None:
         world.apply(SetCpuid(vm=vm.name, vcpu=vcpu, xcr0_mask=mask(what)))
         world.lanes.append("= 0")
         return
-    table = _table(world, what, vm.name, without.split(",") if without else [])
-    lacks = f" without {without}" if without else ""
+    state, model = world.state, vm.name
+    if of:
+        state = world.hosts[of].machine.state
+        model = next(iter(state.vms))
+    table = _table(state, what, model, without.split(",") if without else [])
+    lacks = (f" by host {of}" if of else "") + (f" without {without}" if without else "")
     world.lanes.user(f"KVM_SET_CPUID2{whose}, {what}{lacks}: {len(table)} entries")
     world.apply(SetCpuid(vm=vm.name, vcpu=vcpu, table=table))
     world.lanes.append("= 0")
 
 
-def _table(world: World, what: str, vm: str, without: list[str]) -> CpuidTable:
-    supported = get_supported_cpuid(world.state, vm)
+def _table(state: HostState, what: str, vm: str, without: list[str]) -> CpuidTable:
+    supported = get_supported_cpuid(state, vm)
     if what == "long":
         return supported[:1] * _TOO_MANY
     table = supported if what == "supported" else ()

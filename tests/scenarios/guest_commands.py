@@ -16,6 +16,7 @@ from host_agent.events import (
     GuestEvent,
     Hlt,
     Init,
+    Intercepts,
     Leave,
     Nm,
     Preempt,
@@ -42,6 +43,8 @@ from tests.scenarios.world import World
 #: Room for every component in either format.
 _MEMORY_BYTES: Final = 12288
 
+#: Of a vCPU that has gone to another host.
+_NOTHING_KNOWN: Final = Intercepts(xfd_read=True, xfd_write=True, nm=False)
 CR4_BITS: Final = {"OSXSAVE": X86_CR4_OSXSAVE, "PKE": X86_CR4_PKE}
 MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR, "XSS": MSR_IA32_XSS}
 
@@ -49,9 +52,10 @@ MSRS: Final = {"XFD": MSR_IA32_XFD, "XFD_ERR": MSR_IA32_XFD_ERR, "XSS": MSR_IA32
 def guest(world: World, words: Words) -> None:
     """Report one event. Its number is the one the host expects, unless ``seq=`` says another."""
     label = words.take("a vCPU or an event") if words.peek().rpartition("/")[2].isdecimal() else ""
-    vcpu = world.vcpu(label or "0")
     name = world.vcpu_name(label or "0")
-    if words.peek() == "cpuid":
+    has_gone = name.partition("/vcpus/")[0] in world.state.moved
+    vcpu = None if has_gone else world.vcpu(label or "0")
+    if words.peek() == "cpuid" and vcpu is not None:
         guest_cpuid_instruction(world, words, vcpu)
         return
     event = words.take(f"one of {', '.join(EVENTS)}")
@@ -64,7 +68,9 @@ def guest(world: World, words: Words) -> None:
     world.acting_task = None
     world.lanes.event(lane, f"{label}: {text}" if label else text)
     world.event_line = world.lanes.count
-    before, expected = intercepts(vcpu), world.state.side(vcpu).next_seq
+    before, expected = _NOTHING_KNOWN, number(seq or "0")
+    if vcpu is not None:
+        before, expected = intercepts(vcpu), world.state.side(vcpu).next_seq
     report = GuestEvent(name, number(seq) if seq else expected, kind)
     (outcome,) = world.apply(SubmitBatch(session=record.name, epoch=record.epoch, events=(report,)))
     if report.seq < expected:

@@ -55,6 +55,8 @@ def tell(world: World, kind: EventKind, outcome: Outcome, before: Intercepts) ->
         case PendingOutcome(exit=name):
             record = world.exit(name)
             world.lanes.host(f"KVM_RUN = -{errno.errorcode[record.errno]}", f"event {outcome.seq} pending, vCPU parked")
+        case BlockedOutcome(expected_seq=expected, migration=leaving) if leaving:
+            _answer(world, f"blocked, the VM is leaving: send it again as event {expected}")
         case BlockedOutcome(expected_seq=expected, exit=name):
             blocked = f"blocked by exit {world.short(name)}: send it again as event {expected}"
             _answer(world, blocked)

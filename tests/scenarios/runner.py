@@ -14,6 +14,7 @@ from tests.scenarios import (
     guest_commands,
     host_commands,
     life_commands,
+    migration_commands,
     session_commands,
     show,
     state_commands,
@@ -60,6 +61,8 @@ COMMANDS: Final[dict[str, Callable[[World, Words], None]]] = {
     "save-restore": state_commands.save_restore,
     "controller": controller_commands.controller,
     "decide": controller_commands.decide,
+    "on": migration_commands.on,
+    "migrate": migration_commands.migrate,
     "show": show.show,
 }
 

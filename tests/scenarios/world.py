@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fpu_core.cpu import Cpu
@@ -45,8 +45,18 @@ class PlannedPreemption:
     kernel_fpu: bool
 
 
+@dataclass(slots=True)
+class HostSide:
+    """One of the hosts of a file: the machine, its log, and who holds what there."""
+
+    machine: HostMachine
+    log: list[str]
+    sessions: list[SessionRecord] = field(default_factory=list)
+    controls: dict[str, ControlRecord] = field(default_factory=dict)
+
+
 class World:
-    """One scenario's world. Commands print to ``lanes``."""
+    """One scenario's world. Commands print to ``lanes``, and happen on the host that the file is at, ``host`` first."""
 
     def __init__(self, policy: str = "on_swap") -> None:
         self.lanes = Lanes()
@@ -57,15 +67,15 @@ class World:
         #: The guests' memory by name, and the name the last XSAVE instruction had.
         self.memories: dict[str, bytes] = {}
         self.memory = ""
-        self.machine = HostMachine(HostConfig(check_invariants=True, faults=True))
-        self.machine.on_applied = self._record
-        self.log = [config_line(self.state.config)]
-        self.now_ns = 0
+        self.hosts: dict[str, HostSide] = {}
         self.tracing = False
-        self.sessions: list[SessionRecord] = []
+        self.now_ns = 0
+        self.go_to("host")
         #: Userspace buffers of XSAVE state, by the name a command gave them.
         self.buffers: dict[str, bytes] = {}
-        self.controls: dict[str, ControlRecord] = {}
+        #: Images of VMs by name, and the migrations that were begun, by the VM's id.
+        self.images: dict[str, bytes] = {}
+        self.migrations: dict[str, list[str]] = {}
         #: How many lines there were when the event's own had been printed.
         self.event_line = 0
         self.planned: PlannedPreemption | None = None
@@ -80,8 +90,16 @@ class World:
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
-    def _record(self, now_ns: int, command: Command, _reply: object) -> None:
-        self.log.append(record_line(now_ns, command))
+    def go_to(self, name: str, *, profile: str = "sapphire-rapids", byte_limit: int | None = None) -> None:
+        """Go to a host, which is made if it is new."""
+        if name not in self.hosts:
+            config = HostConfig(check_invariants=True, faults=True)
+            if name != "host":
+                config = replace(config, host=name, boot_id=name, default_profile=profile, byte_limit=byte_limit)
+            side = self.hosts[name] = HostSide(HostMachine(config), [config_line(config)])
+            side.machine.on_applied = lambda now_ns, command, _reply: side.log.append(record_line(now_ns, command))
+        side = self.hosts[name]
+        self.machine, self.log, self.sessions, self.controls = side.machine, side.log, side.sessions, side.controls
 
     def apply(self, command: Command) -> Any:  # noqa: ANN401 -- each command has its own reply
         """Carry a command out now; ``Refused`` is the caller's to print or the runner's."""
@@ -163,7 +181,10 @@ class World:
         return found
 
     def plain(self, text: str) -> str:
-        """``text`` with the ids of sessions and controls, which are hashes, replaced by what this file calls them."""
+        """``text`` with ids, which are hashes, replaced by what this file calls what they are of."""
+        for vm, names in self.migrations.items():
+            for nr, name in enumerate(names, start=1):
+                text = text.replace(f"{name!r}", f"migration {nr} of {vm}")
         for nr, session in enumerate(self.sessions, start=1):
             text = text.replace(f"session {session.name!r}", f"session {nr}")
             text = text.replace(f"{session.name!r}", f"session {nr}")
@@ -251,11 +272,15 @@ class World:
         That machine is neither traced nor preempted at ``preempt-at`` points: what tracing makes a host execute, and
         what a preemption does on the way out of the loop, changes nothing.
         """
-        config, records = read_log(self.log)
-        replayed = replay(config, records)
-        if replayed.digest() != self.machine.digest():
-            raise ScenarioError(f"the replay of {len(records)} commands reached another digest than the run")
-        return len(records)
+        count = 0
+        for name, side in self.hosts.items():
+            config, records = read_log(side.log)
+            if replay(config, records).digest() != side.machine.digest():
+                raise ScenarioError(
+                    f"the replay of {len(records)} commands of {name} reached another digest than the run"
+                )
+            count += len(records)
+        return count
 
 
 def _kernel_fpu_section(cpu: Cpu) -> None:

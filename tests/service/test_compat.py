@@ -57,7 +57,9 @@ async def test_on_a_host_without_tiles(world: World, tmp_path: Path) -> None:
         K.INCOMPATIBILITY_KIND_KERNEL_RULES,
         K.INCOMPATIBILITY_KIND_ALLOCATION_POLICY,
         K.INCOMPATIBILITY_KIND_FORMAT_VERSION,
+        K.INCOMPATIBILITY_KIND_CPUID,
     }
+    assert found[K.INCOMPATIBILITY_KIND_CPUID, "cpuid_features"].description.startswith("the guests' CPUID has XFD")
 
 
 @pytest.mark.asyncio

@@ -121,7 +121,7 @@ async def test_a_malformed_decision_names_the_field(world: World, decision: exit
     assert now.exit.state == exit_pb2.EXIT_STATE_OPEN
 
 
-@pytest.mark.parametrize("kind", ["inject_nm", "defer", "migrate"])
+@pytest.mark.parametrize("kind", ["inject_nm", "defer"])
 async def test_a_decision_that_is_not_for_the_exit_is_not_allowed(world: World, kind: str) -> None:
     """The exit's allowed_decisions never had it, and the refusal lists what it has."""
     record = await parked(world)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 import pytest
 import pytest_asyncio
-from fpstate.v1 import event_pb2, exit_pb2, host_pb2, session_pb2, vm_pb2
+from fpstate.v1 import event_pb2, exit_pb2, host_pb2, migration_pb2, session_pb2, vm_pb2
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -93,6 +93,9 @@ async def live(world: World) -> dict[str, Any]:
     watch = world.exits.WatchExits(exit_pb2.WatchExitsRequest())
     await watch.read()
     await world.fail_next_growth()
+    await world.vm("e")
+    begin = migration_pb2.BeginMigrationRequest(name="vms/e", target="unix:/elsewhere")
+    await world.migrations.BeginMigration(begin)
     return {"stream": stream, "watch": watch}
 
 

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from host_agent.commands import CreateVm
 from host_agent.machine import HostMachine
 from host_agent.service.access.matrix import MATRIX
-from host_agent.service.unbuilt import UNBUILT
 from host_agent.state import HostConfig
 from tests.journal.rig import FaultyDisk
 from tests.service.calls import method_descriptor
@@ -211,7 +210,7 @@ ELSEWHERE = {f"{FAULT}ResetFaults", f"{FAULT}Evaluate", f"{FAULT}AdvanceClock"}
 
 def test_every_call_with_a_request_id_is_tried() -> None:
     """Those of the contract that this release has."""
-    methods = {path for path in MATRIX if path.startswith("/fpstate.") and path not in UNBUILT}
+    methods = {path for path in MATRIX if path.startswith("/fpstate.")}
     with_id = {path for path in methods if "request_id" in method_descriptor(path).input_type.fields_by_name}
     assert {path for path, _, _ in calls(Scene())} == with_id - ELSEWHERE
 

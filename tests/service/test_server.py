@@ -15,8 +15,6 @@ from fpstate.v1 import (
     exit_pb2,
     host_pb2,
     host_pb2_grpc,
-    migration_pb2,
-    migration_pb2_grpc,
     session_pb2,
     vm_pb2,
 )
@@ -28,7 +26,6 @@ from guest_agent.channel import CHANNEL_OPTIONS
 from host_agent.capabilities import capabilities
 from host_agent.service.address import AddressError, UnixAddress, parse_address, prepare_socket
 from host_agent.service.server import _OPTIONS, SERVICES, HostServer, serve
-from host_agent.service.unbuilt import UNBUILT
 from host_agent.state import HostConfig
 from tests.service.world import TIMEOUT_S, World, error_info, read, read_outcomes
 
@@ -187,30 +184,13 @@ async def test_reflection_shows_the_whole_contract(world: World) -> None:
     assert set(SERVICES) <= names
 
 
-@pytest.mark.asyncio
-async def test_what_is_not_built_says_so(world: World) -> None:
-    """UNIMPLEMENTED with the method and the capability that would bring it: unary calls and streams alike."""
-    async with grpc.aio.insecure_channel(world.server.address) as channel:
-        migration = migration_pb2_grpc.MigrationServiceStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as unary:
-            await migration.BeginMigration(migration_pb2.BeginMigrationRequest(name="vms/a"))
-        with pytest.raises(grpc.aio.AioRpcError) as stream:
-            await migration.ExportVm(migration_pb2.ExportVmRequest()).read()
-    assert unary.value.code() is stream.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert dict(error_info(unary.value).metadata) == {
-        "method": "/fpstate.v1.MigrationService/BeginMigration",
-        "capability": "migration",
-    }
-    assert error_info(stream.value).metadata["capability"] == "migration"
-
-
 def test_no_call_is_forgotten() -> None:
-    """Every method of the contract is either written here or in the table of what is not built."""
+    """Every method of the contract is written in the service package."""
     handlers = {
         f"/{service}/{name}": handler for service in SERVICES for name, handler in _own_methods(service).items()
     }
     for method, is_ours in handlers.items():
-        assert is_ours != (method in UNBUILT), method
+        assert is_ours, method
 
 
 def _own_methods(service: str) -> dict[str, bool]:

@@ -330,10 +330,12 @@ async def test_a_bad_open_session_names_the_field(world: World, request_: dict[s
 async def test_a_missing_capability_is_told_at_once(world: World) -> None:
     """Rather than in the middle."""
     vm = await world.vm()
-    request = session_pb2.OpenSessionRequest(vcpus=[f"{vm}/vcpus/0"], required_capabilities=["sessions", "migration"])
+    request = session_pb2.OpenSessionRequest(
+        vcpus=[f"{vm}/vcpus/0"], required_capabilities=["sessions", "manual-clock"]
+    )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await world.sessions.OpenSession(request)
-    assert dict(error_info(caught.value).metadata) == {"capability": "migration"}
+    assert dict(error_info(caught.value).metadata) == {"capability": "manual-clock"}
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------

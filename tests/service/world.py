@@ -14,6 +14,7 @@ from fpstate.v1 import (
     exit_pb2,
     exit_pb2_grpc,
     host_pb2_grpc,
+    migration_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     task_pb2_grpc,
@@ -50,6 +51,7 @@ class World:
         self.sessions = session_pb2_grpc.GuestSessionServiceStub(channel)
         self.exits = exit_pb2_grpc.ExitServiceStub(channel)
         self.watches = watch_pb2_grpc.WatchServiceStub(channel)
+        self.migrations = migration_pb2_grpc.MigrationServiceStub(channel)
         self.faults = fault_pb2_grpc.FaultServiceStub(channel)
 
     async def vm(self, vm_id: str = "a", *, vcpus: int = 1, permit: bool = True, **fields: Any) -> str:  # noqa: ANN401

@@ -89,6 +89,8 @@ fpstate.v1.MigrationService
   StageMigration                 -     yes        yes      -
   CommitMigration                -     yes        yes      -
   AbortMigration                 -     yes        yes      -
+  GetMigration                   -     yes        yes      yes
+  ListMigrations                 -     yes        yes      yes
 fpstate.v1.WatchService
   Watch                          own   yes        yes      yes
 fpstate.fault.v1.FaultService

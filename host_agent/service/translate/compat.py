@@ -31,6 +31,7 @@ def requirements_from_proto(message: migration_pb2.VmRequirements) -> VmRequirem
         kernel_rules=text("requirements.kernel_rules", message.kernel_rules, longest=128, required=True),
         allocation_policy=_POLICY_NAMES.get(message.allocation_policy, str(message.allocation_policy)),
         format_version=message.format_version,
+        cpuid_features=tuple(message.cpuid_features),
     )
 
 
@@ -49,6 +50,7 @@ def requirements_to_proto(needed: VmRequirements) -> migration_pb2.VmRequirement
         kernel_rules=needed.kernel_rules,
         allocation_policy=POLICY_VALUES[needed.allocation_policy],
         format_version=needed.format_version,
+        cpuid_features=needed.cpuid_features,
     )
 
 

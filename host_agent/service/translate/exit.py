@@ -41,6 +41,7 @@ RESULTS: Final[dict[ExitResult, exit_pb2.ExitResult.ValueType]] = {
     ExitResult.VM_KILLED: exit_pb2.EXIT_RESULT_VM_KILLED,
     ExitResult.VM_RESET: exit_pb2.EXIT_RESULT_VM_RESET,
     ExitResult.VCPU_INIT: exit_pb2.EXIT_RESULT_VCPU_INIT,
+    ExitResult.MIGRATED: exit_pb2.EXIT_RESULT_MIGRATED,
     ExitResult.DELETED: exit_pb2.EXIT_RESULT_DELETED,
 }
 _REFUSALS: Final[dict[Unshrinkable, exit_pb2.VictimRefusal.ValueType]] = {
@@ -73,7 +74,12 @@ DECISIONS: Final[dict[DecisionKind, exit_pb2.DecisionKind.ValueType]] = {
 
 
 def exit_to_proto(state: HostState, record: ExitRecord, *, now_ns: int | None = None) -> exit_pb2.Exit:
-    """An exit as it is; ``expires_in`` counts from ``now_ns``, from the host's last command where that is just now."""
+    """An exit as it is; ``expires_in`` counts from ``now_ns``, from the host's last command where that is just now.
+
+    The clock of a VM that is leaving stands.
+    """
+    if record.vm in state.leaving:
+        now_ns = state.leaving[record.vm].begun_ns
     made = exit_pb2.Exit(
         name=record.name,
         vcpu=record.vcpu,

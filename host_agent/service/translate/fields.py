@@ -22,6 +22,7 @@ _VCPU: Final = re.compile(f"vms/{_ID}/vcpus/{_NUMBER}")
 _TASK: Final = re.compile(f"vms/{_ID}/tasks/{_ID}")
 _EXIT: Final = re.compile(f"vms/{_ID}/vcpus/{_NUMBER}/exits/{_NUMBER}")
 _HOSTS_OWN: Final = "[a-z0-9-]{1,126}"
+_MIGRATION: Final = re.compile(f"vms/{_ID}/migrations/{_HOSTS_OWN}")
 _SESSION: Final = re.compile(f"sessions/{_HOSTS_OWN}")
 _CONTROL: Final = re.compile(f"controls/{_HOSTS_OWN}")
 _FAULT: Final = re.compile(f"faults/{_HOSTS_OWN}")
@@ -80,6 +81,11 @@ def control_name(path: str, value: str) -> str:
 def fault_name(path: str, value: str) -> str:
     """`faults/{fault}`."""
     return _matching(_FAULT, path, "faults/{fault}", value)
+
+
+def migration_name(path: str, value: str) -> str:
+    """`vms/{vm}/migrations/{migration}`."""
+    return _matching(_MIGRATION, path, "vms/{vm}/migrations/{migration}", value)
 
 
 def _matching(pattern: re.Pattern[str], path: str, form: str, value: str) -> str:

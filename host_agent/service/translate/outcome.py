@@ -40,8 +40,9 @@ def outcome_to_proto(outcome: Outcome) -> event_pb2.EventOutcome:
             made.inject.CopyFrom(event_pb2.Inject(vector=int(vector), error_code=error_code, xfd_err=xfd_err))
         case PendingOutcome(exit_name, generation):
             made.pending.CopyFrom(event_pb2.Pending(exit=exit_name, generation=generation))
-        case BlockedOutcome(expected_seq, exit_name):
-            made.blocked.CopyFrom(event_pb2.Blocked(expected_seq=expected_seq, exit=exit_name))
+        case BlockedOutcome(expected_seq, exit_name, migration):
+            blocked = event_pb2.Blocked(expected_seq=expected_seq, exit=exit_name, migration=migration)
+            made.blocked.CopyFrom(blocked)
         case RejectedOutcome() as rejected:
             failure = Failure(rejected.reason, rejected.text, rejected.metadata, rejected.field)
             made.rejected.CopyFrom(status_of(failure))

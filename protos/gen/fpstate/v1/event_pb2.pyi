@@ -836,19 +836,25 @@ class Blocked(_message.Message):
 
     EXPECTED_SEQ_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
+    MIGRATION_FIELD_NUMBER: _builtins.int
     expected_seq: _builtins.int
     """The number the vCPU takes next, from 1."""
     exit: _builtins.str
-    """The exit on which the vCPU is parked: `vms/{vm}/vcpus/{index}/exits/{seq}`."""
+    """The exit on which the vCPU is parked: `vms/{vm}/vcpus/{index}/exits/{seq}`; empty for none."""
+    migration: _builtins.str
+    """The migration by which its VM is about to leave: `vms/{vm}/migrations/{migration}`; empty for none. Send the event
+    again in a while, or where the directive MOVED says.
+    """
     def __init__(
         self,
         *,
         expected_seq: _builtins.int = ...,
         exit: _builtins.str = ...,
+        migration: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "expected_seq", b"expected_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "expected_seq", b"expected_seq", "migration", b"migration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,7 +862,9 @@ Global___Blocked: _TypeAlias = Blocked  # noqa: Y015
 
 @_typing.final
 class Gone(_message.Message):
-    """The event will never happen: its vCPU was killed, reset or moved."""
+    """The event will never happen on this host: its vCPU was killed, reset or moved. After MOVED it goes on at the directive's
+    target, under its number: send it there again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66pstate/v1/host.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x13\x66pstate/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x14\n\x12GetHostInfoRequest\"\x81\x03\n\x13GetHostInfoResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x10\n\x08profiles\x18\x05 \x03(\t\x12.\n\x08policies\x18\x06 \x03(\x0e\x32\x1c.fpstate.v1.AllocationPolicy\x12\x14\n\x0ckernel_rules\x18\x07 \x03(\t\x12&\n\x06limits\x18\x08 \x01(\x0b\x32\x16.fpstate.v1.HostLimits\x12$\n\x05usage\x18\t \x01(\x0b\x32\x15.fpstate.v1.HostUsage\x12+\n\x0b\x64rain_state\x18\n \x01(\x0e\x32\x16.fpstate.v1.DrainState\x12*\n\x08settings\x18\x0b \x01(\x0b\x32\x18.fpstate.v1.HostSettings\"\xec\x04\n\nHostLimits\x12\x0c\n\x04\x63pus\x18\x01 \x01(\r\x12\x0f\n\x07vms_max\x18\x02 \x01(\r\x12\x18\n\x10vcpus_per_vm_max\x18\x03 \x01(\r\x12\x14\n\x0csessions_max\x18\x04 \x01(\r\x12\x1c\n\x14\x65vents_per_batch_max\x18\x05 \x01(\r\x12\x13\n\x0b\x63redits_max\x18\x06 \x01(\r\x12\x19\n\x11message_bytes_max\x18\x07 \x01(\r\x12\x15\n\rpage_size_max\x18\x08 \x01(\x05\x12,\n\tlease_min\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tlease_max\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rlease_default\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11request_id_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rexit_deadline\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcall_deadline\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15outcomes_per_vcpu_max\x18\x0f \x01(\r\x12\x18\n\x10tasks_per_vm_max\x18\x10 \x01(\r\x12\x17\n\x0frequest_ids_max\x18\x11 \x01(\r\x12\x19\n\x11settled_exits_max\x18\x12 \x01(\r\x12\x15\n\rdecisions_max\x18\x13 \x01(\r\"\x89\x01\n\tHostUsage\x12\x0b\n\x03vms\x18\x01 \x01(\r\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\r\x12\x12\n\nbytes_used\x18\x04 \x01(\x04\x12\x17\n\nbyte_limit\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nopen_exits\x18\x06 \x01(\rB\r\n\x0b_byte_limit\"6\n\x0cHostSettings\x12\x17\n\nbyte_limit\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_byte_limit\"m\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08settings\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\x12+\n\x0b\x64rain_state\x18\x03 \x01(\x0e\x32\x16.fpstate.v1.DrainState\"\x84\x01\n\x11UpdateHostRequest\x12*\n\x08settings\x18\x01 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"l\n\x12UpdateHostResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12*\n\x08settings\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\"g\n\x10\x44rainHostRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rresume_target\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"l\n\x11\x44rainHostResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12+\n\x0b\x64rain_state\x18\x02 \x01(\x0e\x32\x16.fpstate.v1.DrainState*u\n\nDrainState\x12\x1b\n\x17\x44RAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RAIN_STATE_SERVING\x10\x01\x12\x18\n\x14\x44RAIN_STATE_DRAINING\x10\x02\x12\x17\n\x13\x44RAIN_STATE_DRAINED\x10\x03\x32\xf4\x01\n\x0bHostService\x12N\n\x0bGetHostInfo\x12\x1e.fpstate.v1.GetHostInfoRequest\x1a\x1f.fpstate.v1.GetHostInfoResponse\x12K\n\nUpdateHost\x12\x1d.fpstate.v1.UpdateHostRequest\x1a\x1e.fpstate.v1.UpdateHostResponse\x12H\n\tDrainHost\x12\x1c.fpstate.v1.DrainHostRequest\x1a\x1d.fpstate.v1.DrainHostResponseBq\n\x0e\x64\x65v.fpstate.v1B\tHostProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66pstate/v1/host.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x13\x66pstate/v1/vm.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x14\n\x12GetHostInfoRequest\"\x81\x03\n\x13GetHostInfoResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x10\n\x08profiles\x18\x05 \x03(\t\x12.\n\x08policies\x18\x06 \x03(\x0e\x32\x1c.fpstate.v1.AllocationPolicy\x12\x14\n\x0ckernel_rules\x18\x07 \x03(\t\x12&\n\x06limits\x18\x08 \x01(\x0b\x32\x16.fpstate.v1.HostLimits\x12$\n\x05usage\x18\t \x01(\x0b\x32\x15.fpstate.v1.HostUsage\x12+\n\x0b\x64rain_state\x18\n \x01(\x0e\x32\x16.fpstate.v1.DrainState\x12*\n\x08settings\x18\x0b \x01(\x0b\x32\x18.fpstate.v1.HostSettings\"\xd4\x05\n\nHostLimits\x12\x0c\n\x04\x63pus\x18\x01 \x01(\r\x12\x0f\n\x07vms_max\x18\x02 \x01(\r\x12\x18\n\x10vcpus_per_vm_max\x18\x03 \x01(\r\x12\x14\n\x0csessions_max\x18\x04 \x01(\r\x12\x1c\n\x14\x65vents_per_batch_max\x18\x05 \x01(\r\x12\x13\n\x0b\x63redits_max\x18\x06 \x01(\r\x12\x19\n\x11message_bytes_max\x18\x07 \x01(\r\x12\x15\n\rpage_size_max\x18\x08 \x01(\x05\x12,\n\tlease_min\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tlease_max\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rlease_default\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11request_id_window\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rexit_deadline\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcall_deadline\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x15outcomes_per_vcpu_max\x18\x0f \x01(\r\x12\x18\n\x10tasks_per_vm_max\x18\x10 \x01(\r\x12\x17\n\x0frequest_ids_max\x18\x11 \x01(\r\x12\x19\n\x11settled_exits_max\x18\x12 \x01(\r\x12\x15\n\rdecisions_max\x18\x13 \x01(\r\x12\x17\n\x0fimage_bytes_max\x18\x14 \x01(\x04\x12\x35\n\x12migration_deadline\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emigrations_max\x18\x16 \x01(\r\"\x89\x01\n\tHostUsage\x12\x0b\n\x03vms\x18\x01 \x01(\r\x12\r\n\x05vcpus\x18\x02 \x01(\r\x12\x10\n\x08sessions\x18\x03 \x01(\r\x12\x12\n\nbytes_used\x18\x04 \x01(\x04\x12\x17\n\nbyte_limit\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nopen_exits\x18\x06 \x01(\rB\r\n\x0b_byte_limit\"6\n\x0cHostSettings\x12\x17\n\nbyte_limit\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_byte_limit\"m\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08settings\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\x12+\n\x0b\x64rain_state\x18\x03 \x01(\x0e\x32\x16.fpstate.v1.DrainState\"\x84\x01\n\x11UpdateHostRequest\x12*\n\x08settings\x18\x01 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"l\n\x12UpdateHostResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12*\n\x08settings\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.HostSettings\"g\n\x10\x44rainHostRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rresume_target\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"l\n\x11\x44rainHostResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12+\n\x0b\x64rain_state\x18\x02 \x01(\x0e\x32\x16.fpstate.v1.DrainState*u\n\nDrainState\x12\x1b\n\x17\x44RAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RAIN_STATE_SERVING\x10\x01\x12\x18\n\x14\x44RAIN_STATE_DRAINING\x10\x02\x12\x17\n\x13\x44RAIN_STATE_DRAINED\x10\x03\x32\xf4\x01\n\x0bHostService\x12N\n\x0bGetHostInfo\x12\x1e.fpstate.v1.GetHostInfoRequest\x1a\x1f.fpstate.v1.GetHostInfoResponse\x12K\n\nUpdateHost\x12\x1d.fpstate.v1.UpdateHostRequest\x1a\x1e.fpstate.v1.UpdateHostResponse\x12H\n\tDrainHost\x12\x1c.fpstate.v1.DrainHostRequest\x1a\x1d.fpstate.v1.DrainHostResponseBq\n\x0e\x64\x65v.fpstate.v1B\tHostProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,28 +36,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fpstate.v1.host_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.fpstate.v1B\tHostProtoP\001Z$fpstate.dev/gen/fpstate/v1;fpstatev1\242\002\003FPS\252\002\nFpstate.V1\312\002\nFpstate\\V1\352\002\013Fpstate::V1'
-  _globals['_DRAINSTATE']._serialized_start=1949
-  _globals['_DRAINSTATE']._serialized_end=2066
+  _globals['_DRAINSTATE']._serialized_start=2053
+  _globals['_DRAINSTATE']._serialized_end=2170
   _globals['_GETHOSTINFOREQUEST']._serialized_start=149
   _globals['_GETHOSTINFOREQUEST']._serialized_end=169
   _globals['_GETHOSTINFORESPONSE']._serialized_start=172
   _globals['_GETHOSTINFORESPONSE']._serialized_end=557
   _globals['_HOSTLIMITS']._serialized_start=560
-  _globals['_HOSTLIMITS']._serialized_end=1180
-  _globals['_HOSTUSAGE']._serialized_start=1183
-  _globals['_HOSTUSAGE']._serialized_end=1320
-  _globals['_HOSTSETTINGS']._serialized_start=1322
-  _globals['_HOSTSETTINGS']._serialized_end=1376
-  _globals['_HOST']._serialized_start=1378
-  _globals['_HOST']._serialized_end=1487
-  _globals['_UPDATEHOSTREQUEST']._serialized_start=1490
-  _globals['_UPDATEHOSTREQUEST']._serialized_end=1622
-  _globals['_UPDATEHOSTRESPONSE']._serialized_start=1624
-  _globals['_UPDATEHOSTRESPONSE']._serialized_end=1732
-  _globals['_DRAINHOSTREQUEST']._serialized_start=1734
-  _globals['_DRAINHOSTREQUEST']._serialized_end=1837
-  _globals['_DRAINHOSTRESPONSE']._serialized_start=1839
-  _globals['_DRAINHOSTRESPONSE']._serialized_end=1947
-  _globals['_HOSTSERVICE']._serialized_start=2069
-  _globals['_HOSTSERVICE']._serialized_end=2313
+  _globals['_HOSTLIMITS']._serialized_end=1284
+  _globals['_HOSTUSAGE']._serialized_start=1287
+  _globals['_HOSTUSAGE']._serialized_end=1424
+  _globals['_HOSTSETTINGS']._serialized_start=1426
+  _globals['_HOSTSETTINGS']._serialized_end=1480
+  _globals['_HOST']._serialized_start=1482
+  _globals['_HOST']._serialized_end=1591
+  _globals['_UPDATEHOSTREQUEST']._serialized_start=1594
+  _globals['_UPDATEHOSTREQUEST']._serialized_end=1726
+  _globals['_UPDATEHOSTRESPONSE']._serialized_start=1728
+  _globals['_UPDATEHOSTRESPONSE']._serialized_end=1836
+  _globals['_DRAINHOSTREQUEST']._serialized_start=1838
+  _globals['_DRAINHOSTREQUEST']._serialized_end=1941
+  _globals['_DRAINHOSTRESPONSE']._serialized_start=1943
+  _globals['_DRAINHOSTRESPONSE']._serialized_end=2051
+  _globals['_HOSTSERVICE']._serialized_start=2173
+  _globals['_HOSTSERVICE']._serialized_end=2417
 # @@protoc_insertion_point(module_scope)

@@ -190,6 +190,9 @@ class HostLimits(_message.Message):
     REQUEST_IDS_MAX_FIELD_NUMBER: _builtins.int
     SETTLED_EXITS_MAX_FIELD_NUMBER: _builtins.int
     DECISIONS_MAX_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    MIGRATION_DEADLINE_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_MAX_FIELD_NUMBER: _builtins.int
     cpus: _builtins.int
     """Number of modelled CPUs; their indices are 0 to one less."""
     vms_max: _builtins.int
@@ -216,6 +219,10 @@ class HostLimits(_message.Message):
     """How many of the latest settled exits GetExit still knows."""
     decisions_max: _builtins.int
     """How many of the latest decisions ListDecisions still knows."""
+    image_bytes_max: _builtins.int
+    """The most bytes that the image of a VM has, packed, in ExportVm and ImportVm."""
+    migrations_max: _builtins.int
+    """How many migrations that are over, and VMs that have gone, are remembered."""
     @_builtins.property
     def lease_min(self) -> _duration_pb2.Duration:
         """Shortest lease it grants."""
@@ -240,6 +247,10 @@ class HostLimits(_message.Message):
     def call_deadline(self) -> _duration_pb2.Duration:
         """Deadline of a unary call that came without one."""
 
+    @_builtins.property
+    def migration_deadline(self) -> _duration_pb2.Duration:
+        """How long a VM stands still for a migration before its source aborts it by itself."""
+
     def __init__(
         self,
         *,
@@ -262,10 +273,13 @@ class HostLimits(_message.Message):
         request_ids_max: _builtins.int = ...,
         settled_exits_max: _builtins.int = ...,
         decisions_max: _builtins.int = ...,
+        image_bytes_max: _builtins.int = ...,
+        migration_deadline: _duration_pb2.Duration | None = ...,
+        migrations_max: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "request_id_window", b"request_id_window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "migration_deadline", b"migration_deadline", "request_id_window", b"request_id_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "decisions_max", b"decisions_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "outcomes_per_vcpu_max", b"outcomes_per_vcpu_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "request_ids_max", b"request_ids_max", "sessions_max", b"sessions_max", "settled_exits_max", b"settled_exits_max", "tasks_per_vm_max", b"tasks_per_vm_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_deadline", b"call_deadline", "cpus", b"cpus", "credits_max", b"credits_max", "decisions_max", b"decisions_max", "events_per_batch_max", b"events_per_batch_max", "exit_deadline", b"exit_deadline", "image_bytes_max", b"image_bytes_max", "lease_default", b"lease_default", "lease_max", b"lease_max", "lease_min", b"lease_min", "message_bytes_max", b"message_bytes_max", "migration_deadline", b"migration_deadline", "migrations_max", b"migrations_max", "outcomes_per_vcpu_max", b"outcomes_per_vcpu_max", "page_size_max", b"page_size_max", "request_id_window", b"request_id_window", "request_ids_max", b"request_ids_max", "sessions_max", b"sessions_max", "settled_exits_max", b"settled_exits_max", "tasks_per_vm_max", b"tasks_per_vm_max", "vcpus_per_vm_max", b"vcpus_per_vm_max", "vms_max", b"vms_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

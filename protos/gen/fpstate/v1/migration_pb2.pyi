@@ -104,6 +104,8 @@ class _IncompatibilityKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_I
     """The host does not have the allocation policy of the VM."""
     INCOMPATIBILITY_KIND_FORMAT_VERSION: _IncompatibilityKind.ValueType  # 7
     """The host does not read images of this format version."""
+    INCOMPATIBILITY_KIND_CPUID: _IncompatibilityKind.ValueType  # 8
+    """The guests' CPUID has a capability that KVM lacks on the host."""
 
 class IncompatibilityKind(_IncompatibilityKind, metaclass=_IncompatibilityKindEnumTypeWrapper):
     """IncompatibilityKind says what stands against running a VM on a host."""
@@ -124,6 +126,8 @@ INCOMPATIBILITY_KIND_ALLOCATION_POLICY: IncompatibilityKind.ValueType  # 6
 """The host does not have the allocation policy of the VM."""
 INCOMPATIBILITY_KIND_FORMAT_VERSION: IncompatibilityKind.ValueType  # 7
 """The host does not read images of this format version."""
+INCOMPATIBILITY_KIND_CPUID: IncompatibilityKind.ValueType  # 8
+"""The guests' CPUID has a capability that KVM lacks on the host."""
 Global___IncompatibilityKind: _TypeAlias = IncompatibilityKind  # noqa: Y015
 
 @_typing.final
@@ -140,6 +144,8 @@ class Migration(_message.Message):
     SOURCE_HOST_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, `vms/{vm}/migrations/{migration}`; made by the source and the same on both hosts. Output only."""
     uid: _builtins.str
@@ -156,6 +162,12 @@ class Migration(_message.Message):
     """The host name of the source. Output only."""
     target: _builtins.str
     """Where the VM goes, a gRPC target (`unix:/run/fpstated/b.sock`, `dns:///b.example:7443`). Output only."""
+    proof: _builtins.str
+    """What this host has to show for its state, for the other one: a target once it has staged, a source once it has
+    committed or aborted; else empty. Output only.
+    """
+    reason: _builtins.str
+    """Why it was aborted: AbortMigrationRequest.reason, or `deadline`. Output only."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the migration began, on this host's clock. Output only."""
@@ -171,10 +183,12 @@ class Migration(_message.Message):
         source_host: _builtins.str = ...,
         target: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        proof: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "ownership_epoch", b"ownership_epoch", "role", b"role", "source_host", b"source_host", "state", b"state", "target", b"target", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "ownership_epoch", b"ownership_epoch", "proof", b"proof", "reason", b"reason", "role", b"role", "source_host", b"source_host", "state", b"state", "target", b"target", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,10 +209,13 @@ class VmRequirements(_message.Message):
     KERNEL_RULES_FIELD_NUMBER: _builtins.int
     ALLOCATION_POLICY_FIELD_NUMBER: _builtins.int
     FORMAT_VERSION_FIELD_NUMBER: _builtins.int
+    CPUID_FEATURES_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """Vm.profile, `sapphire-rapids` for instance; empty for a dump. The layouts below decide, not the name."""
     xfeatures: _builtins.int
-    """The components that some container of the VM holds or that its permission admits: a mask with bit n for xfeature n."""
+    """The components that guests of the VM may use: those that its permission admits, that XCR0 and XSS of some vCPU enable,
+    that its CPUID offers in XSS, and that are in use: a mask with bit n for xfeature n.
+    """
     dynamic_xfeatures: _builtins.int
     """The part of `xfeatures` that is dynamic and therefore needs permission: a mask with bit n for xfeature n."""
     container_bytes_max: _builtins.int
@@ -215,6 +232,10 @@ class VmRequirements(_message.Message):
     def layouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___XfeatureLayout]:
         """Where each component of `xfeatures` lies in the standard format, ascending by its number."""
 
+    @_builtins.property
+    def cpuid_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the guests have seen in their CPUID and go on believing: `XSAVES`, `XFD`, ... in the kernel's names, sorted."""
+
     def __init__(
         self,
         *,
@@ -227,10 +248,11 @@ class VmRequirements(_message.Message):
         kernel_rules: _builtins.str = ...,
         allocation_policy: _vm_pb2.AllocationPolicy.ValueType = ...,
         format_version: _builtins.int = ...,
+        cpuid_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_policy", b"allocation_policy", "container_bytes_max", b"container_bytes_max", "dynamic_xfeatures", b"dynamic_xfeatures", "format_version", b"format_version", "kernel_rules", b"kernel_rules", "layouts", b"layouts", "profile", b"profile", "vcpu_count", b"vcpu_count", "xfeatures", b"xfeatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_policy", b"allocation_policy", "container_bytes_max", b"container_bytes_max", "cpuid_features", b"cpuid_features", "dynamic_xfeatures", b"dynamic_xfeatures", "format_version", b"format_version", "kernel_rules", b"kernel_rules", "layouts", b"layouts", "profile", b"profile", "vcpu_count", b"vcpu_count", "xfeatures", b"xfeatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -623,22 +645,26 @@ class BeginMigrationRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     name: _builtins.str
     """The VM: `vms/{vm}`. Required."""
     target: _builtins.str
     """Where it goes, a gRPC target that guest agents connect to next: 1 to 1,024 characters. Required."""
+    validate_only: _builtins.bool
+    """Only check, and say what the target must have; the VM goes on."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         target: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -659,7 +685,7 @@ class BeginMigrationResponse(_message.Message):
 
     @_builtins.property
     def migration(self) -> Global___Migration:
-        """The migration as the source sees it."""
+        """The migration as the source sees it; absent if `validate_only`."""
 
     @_builtins.property
     def requirements(self) -> Global___VmRequirements:
@@ -753,22 +779,32 @@ class CommitMigrationRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     OWNERSHIP_EPOCH_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     name: _builtins.str
     """The migration: `vms/{vm}/migrations/{migration}`. Required."""
     ownership_epoch: _builtins.int
     """The ownership epoch that BeginMigration gave, at least 1."""
+    proof: _builtins.str
+    """What the other host has to show: the target that it has staged, the source that it has committed (Migration.proof)."""
+    force: _builtins.bool
+    """Commit without a proof. For an operator who has made sure that the other host will never run the VM: nothing else
+    stands between this and two owners.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         ownership_epoch: _builtins.int = ...,
+        proof: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ownership_epoch", b"ownership_epoch", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "ownership_epoch", b"ownership_epoch", "proof", b"proof", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -814,6 +850,8 @@ class AbortMigrationRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OWNERSHIP_EPOCH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
     name: _builtins.str
@@ -821,7 +859,11 @@ class AbortMigrationRequest(_message.Message):
     ownership_epoch: _builtins.int
     """The ownership epoch that BeginMigration gave, at least 1."""
     reason: _builtins.str
-    """Why, for whoever reads the log later. At most 1,024 bytes."""
+    """Why, for whoever reads the log later. At most 1,024 characters."""
+    proof: _builtins.str
+    """To a target that has staged: what the source shows once it has aborted, or committed to another (Migration.proof)."""
+    force: _builtins.bool
+    """Forget what is staged without a proof. For an operator who has made sure that it is not the only copy."""
     def __init__(
         self,
         *,
@@ -829,10 +871,12 @@ class AbortMigrationRequest(_message.Message):
         name: _builtins.str = ...,
         ownership_epoch: _builtins.int = ...,
         reason: _builtins.str = ...,
+        proof: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ownership_epoch", b"ownership_epoch", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "ownership_epoch", b"ownership_epoch", "proof", b"proof", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -867,3 +911,119 @@ class AbortMigrationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AbortMigrationResponse: _TypeAlias = AbortMigrationResponse  # noqa: Y015
+
+@_typing.final
+class GetMigrationRequest(_message.Message):
+    """Request of GetMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The migration: `vms/{vm}/migrations/{migration}`. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMigrationRequest: _TypeAlias = GetMigrationRequest  # noqa: Y015
+
+@_typing.final
+class GetMigrationResponse(_message.Message):
+    """Response of GetMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    MIGRATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Which host speaks, and its revision."""
+
+    @_builtins.property
+    def migration(self) -> Global___Migration:
+        """The migration as this host sees it."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        migration: Global___Migration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "migration", b"migration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "migration", b"migration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMigrationResponse: _TypeAlias = GetMigrationResponse  # noqa: Y015
+
+@_typing.final
+class ListMigrationsRequest(_message.Message):
+    """Request of ListMigrations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The VM, `vms/{vm}`, whether or not it is here; empty for all."""
+    page_size: _builtins.int
+    """The most that is returned; 0 for the host's default. Range: 0 to `limits.page_size_max`."""
+    page_token: _builtins.str
+    """Where to go on: ListMigrationsResponse.next_page_token."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMigrationsRequest: _TypeAlias = ListMigrationsRequest  # noqa: Y015
+
+@_typing.final
+class ListMigrationsResponse(_message.Message):
+    """Response of ListMigrations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty at the end."""
+    @_builtins.property
+    def header(self) -> _common_pb2.ResponseHeader:
+        """Which host speaks, and its revision."""
+
+    @_builtins.property
+    def migrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Migration]:
+        """The migrations as this host sees them."""
+
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ResponseHeader | None = ...,
+        migrations: _abc.Iterable[Global___Migration] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "migrations", b"migrations", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMigrationsResponse: _TypeAlias = ListMigrationsResponse  # noqa: Y015

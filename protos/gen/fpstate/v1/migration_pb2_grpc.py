@@ -28,20 +28,24 @@ if _version_not_supported:
 class MigrationServiceStub(object):
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-    S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-    S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+    S  BeginMigration(validate_only)   what T must have; nothing changes
     T  CheckCompat       can T hold it? nothing changes
+    S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+    S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
     T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-    T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-    S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+    T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+    S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
     T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     def __init__(self, channel):
@@ -85,25 +89,39 @@ class MigrationServiceStub(object):
                 request_serializer=fpstate_dot_v1_dot_migration__pb2.AbortMigrationRequest.SerializeToString,
                 response_deserializer=fpstate_dot_v1_dot_migration__pb2.AbortMigrationResponse.FromString,
                 _registered_method=True)
+        self.GetMigration = channel.unary_unary(
+                '/fpstate.v1.MigrationService/GetMigration',
+                request_serializer=fpstate_dot_v1_dot_migration__pb2.GetMigrationRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_migration__pb2.GetMigrationResponse.FromString,
+                _registered_method=True)
+        self.ListMigrations = channel.unary_unary(
+                '/fpstate.v1.MigrationService/ListMigrations',
+                request_serializer=fpstate_dot_v1_dot_migration__pb2.ListMigrationsRequest.SerializeToString,
+                response_deserializer=fpstate_dot_v1_dot_migration__pb2.ListMigrationsResponse.FromString,
+                _registered_method=True)
 
 
 class MigrationServiceServicer(object):
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-    S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-    S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+    S  BeginMigration(validate_only)   what T must have; nothing changes
     T  CheckCompat       can T hold it? nothing changes
+    S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+    S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
     T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-    T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-    S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+    T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+    S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
     T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     def ExportVm(self, request, context):
@@ -120,7 +138,8 @@ class MigrationServiceServicer(object):
         """ImportVm takes an image: first an ImportVmStart, then the chunks as ExportVm sent them. The VM appears when the
         whole image has come and its digest fits, and not at all otherwise.
         Refused with VM_EXISTS where the name is taken, SNAPSHOT_VERSION_UNSUPPORTED, SNAPSHOT_CORRUPT (a gap, a wrong size or
-        digest), HOST_INCOMPATIBLE where CheckCompat would say so, and ALLOCATION_FAILED.
+        digest), HOST_INCOMPATIBLE where CheckCompat would say so, MIGRATION_FENCED for an image from before the VM left this
+        host, and for a snapshot whatever StageMigration is refused with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +156,7 @@ class MigrationServiceServicer(object):
 
     def BeginMigration(self, request, context):
         """BeginMigration stops the VM on its source and opens the migration.
-        Refused with MIGRATION_IN_PROGRESS where another migration of the VM is open.
+        Refused with MIGRATION_IN_PROGRESS where a migration of the VM is open, STATE_CONFIDENTIAL and VCPU_BROKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,8 +164,8 @@ class MigrationServiceServicer(object):
 
     def StageMigration(self, request, context):
         """StageMigration makes the target ready: every permission is taken and every container allocated at its full size.
-        Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO (EPERM) where the
-        owner process may not have the features, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO where the kernel or
+        KVM refuses a permission or a register, HOST_INCOMPATIBLE, and MIGRATION_FENCED for an old epoch. The image stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +173,8 @@ class MigrationServiceServicer(object):
 
     def CommitMigration(self, request, context):
         """CommitMigration ends the ownership of the source, or begins that of the target, whichever host is asked.
-        Refused with MIGRATION_WRONG_STATE on a target that is not staged, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_WRONG_STATE without the other host's proof, on a source that has aborted and on a target that is
+        not staged, and with MIGRATION_FENCED for an old epoch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +182,22 @@ class MigrationServiceServicer(object):
 
     def AbortMigration(self, request, context):
         """AbortMigration lets the source run the VM again, or makes the target forget its image, whichever host is asked.
-        Refused with MIGRATION_WRONG_STATE once the host has committed, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_WRONG_STATE once the host has committed, and on a target that has staged without the source's
+        proof that it has aborted; and with MIGRATION_FENCED for an old epoch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMigration(self, request, context):
+        """Returns one migration as this host sees it, open or over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMigrations(self, request, context):
+        """Lists migrations of one VM or of all, the oldest first. Those that are over are remembered up to a number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +241,16 @@ def add_MigrationServiceServicer_to_server(servicer, server):
                     request_deserializer=fpstate_dot_v1_dot_migration__pb2.AbortMigrationRequest.FromString,
                     response_serializer=fpstate_dot_v1_dot_migration__pb2.AbortMigrationResponse.SerializeToString,
             ),
+            'GetMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMigration,
+                    request_deserializer=fpstate_dot_v1_dot_migration__pb2.GetMigrationRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_migration__pb2.GetMigrationResponse.SerializeToString,
+            ),
+            'ListMigrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMigrations,
+                    request_deserializer=fpstate_dot_v1_dot_migration__pb2.ListMigrationsRequest.FromString,
+                    response_serializer=fpstate_dot_v1_dot_migration__pb2.ListMigrationsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fpstate.v1.MigrationService', rpc_method_handlers)
@@ -217,20 +262,24 @@ def add_MigrationServiceServicer_to_server(servicer, server):
 class MigrationService(object):
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-    S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-    S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+    S  BeginMigration(validate_only)   what T must have; nothing changes
     T  CheckCompat       can T hold it? nothing changes
+    S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+    S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
     T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-    T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-    S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+    T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+    S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
     T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     @staticmethod
@@ -412,6 +461,60 @@ class MigrationService(object):
             '/fpstate.v1.MigrationService/AbortMigration',
             fpstate_dot_v1_dot_migration__pb2.AbortMigrationRequest.SerializeToString,
             fpstate_dot_v1_dot_migration__pb2.AbortMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.MigrationService/GetMigration',
+            fpstate_dot_v1_dot_migration__pb2.GetMigrationRequest.SerializeToString,
+            fpstate_dot_v1_dot_migration__pb2.GetMigrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMigrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fpstate.v1.MigrationService/ListMigrations',
+            fpstate_dot_v1_dot_migration__pb2.ListMigrationsRequest.SerializeToString,
+            fpstate_dot_v1_dot_migration__pb2.ListMigrationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

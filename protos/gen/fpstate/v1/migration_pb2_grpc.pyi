@@ -29,20 +29,24 @@ GRPC_VERSION: str
 class MigrationServiceStub:
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-      S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-      S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+      S  BeginMigration(validate_only)   what T must have; nothing changes
       T  CheckCompat       can T hold it? nothing changes
+      S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+      S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
       T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-      T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-      S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+      T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+      S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
       T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     @_typing.overload
@@ -59,7 +63,8 @@ class MigrationServiceStub:
     """ImportVm takes an image: first an ImportVmStart, then the chunks as ExportVm sent them. The VM appears when the
     whole image has come and its digest fits, and not at all otherwise.
     Refused with VM_EXISTS where the name is taken, SNAPSHOT_VERSION_UNSUPPORTED, SNAPSHOT_CORRUPT (a gap, a wrong size or
-    digest), HOST_INCOMPATIBLE where CheckCompat would say so, and ALLOCATION_FAILED.
+    digest), HOST_INCOMPATIBLE where CheckCompat would say so, MIGRATION_FENCED for an image from before the VM left this
+    host, and for a snapshot whatever StageMigration is refused with.
     """
     CheckCompat: _grpc.UnaryUnaryMultiCallable[_migration_pb2.CheckCompatRequest, _migration_pb2.CheckCompatResponse]
     """CheckCompat answers whether this host could hold and run a VM with these requirements, and all that stands against
@@ -68,40 +73,50 @@ class MigrationServiceStub:
     """
     BeginMigration: _grpc.UnaryUnaryMultiCallable[_migration_pb2.BeginMigrationRequest, _migration_pb2.BeginMigrationResponse]
     """BeginMigration stops the VM on its source and opens the migration.
-    Refused with MIGRATION_IN_PROGRESS where another migration of the VM is open.
+    Refused with MIGRATION_IN_PROGRESS where a migration of the VM is open, STATE_CONFIDENTIAL and VCPU_BROKEN.
     """
     StageMigration: _grpc.UnaryUnaryMultiCallable[_migration_pb2.StageMigrationRequest, _migration_pb2.StageMigrationResponse]
     """StageMigration makes the target ready: every permission is taken and every container allocated at its full size.
-    Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO (EPERM) where the
-    owner process may not have the features, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO where the kernel or
+    KVM refuses a permission or a register, HOST_INCOMPATIBLE, and MIGRATION_FENCED for an old epoch. The image stays.
     """
     CommitMigration: _grpc.UnaryUnaryMultiCallable[_migration_pb2.CommitMigrationRequest, _migration_pb2.CommitMigrationResponse]
     """CommitMigration ends the ownership of the source, or begins that of the target, whichever host is asked.
-    Refused with MIGRATION_WRONG_STATE on a target that is not staged, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_WRONG_STATE without the other host's proof, on a source that has aborted and on a target that is
+    not staged, and with MIGRATION_FENCED for an old epoch.
     """
     AbortMigration: _grpc.UnaryUnaryMultiCallable[_migration_pb2.AbortMigrationRequest, _migration_pb2.AbortMigrationResponse]
     """AbortMigration lets the source run the VM again, or makes the target forget its image, whichever host is asked.
-    Refused with MIGRATION_WRONG_STATE once the host has committed, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_WRONG_STATE once the host has committed, and on a target that has staged without the source's
+    proof that it has aborted; and with MIGRATION_FENCED for an old epoch.
     """
+    GetMigration: _grpc.UnaryUnaryMultiCallable[_migration_pb2.GetMigrationRequest, _migration_pb2.GetMigrationResponse]
+    """Returns one migration as this host sees it, open or over."""
+    ListMigrations: _grpc.UnaryUnaryMultiCallable[_migration_pb2.ListMigrationsRequest, _migration_pb2.ListMigrationsResponse]
+    """Lists migrations of one VM or of all, the oldest first. Those that are over are remembered up to a number."""
 
 @_typing.type_check_only
 class MigrationServiceAsyncStub(MigrationServiceStub):
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-      S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-      S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+      S  BeginMigration(validate_only)   what T must have; nothing changes
       T  CheckCompat       can T hold it? nothing changes
+      S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+      S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
       T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-      T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-      S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+      T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+      S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
       T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -115,7 +130,8 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     """ImportVm takes an image: first an ImportVmStart, then the chunks as ExportVm sent them. The VM appears when the
     whole image has come and its digest fits, and not at all otherwise.
     Refused with VM_EXISTS where the name is taken, SNAPSHOT_VERSION_UNSUPPORTED, SNAPSHOT_CORRUPT (a gap, a wrong size or
-    digest), HOST_INCOMPATIBLE where CheckCompat would say so, and ALLOCATION_FAILED.
+    digest), HOST_INCOMPATIBLE where CheckCompat would say so, MIGRATION_FENCED for an image from before the VM left this
+    host, and for a snapshot whatever StageMigration is refused with.
     """
     CheckCompat: _aio.UnaryUnaryMultiCallable[_migration_pb2.CheckCompatRequest, _migration_pb2.CheckCompatResponse]  # type: ignore[assignment]
     """CheckCompat answers whether this host could hold and run a VM with these requirements, and all that stands against
@@ -124,39 +140,49 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     """
     BeginMigration: _aio.UnaryUnaryMultiCallable[_migration_pb2.BeginMigrationRequest, _migration_pb2.BeginMigrationResponse]  # type: ignore[assignment]
     """BeginMigration stops the VM on its source and opens the migration.
-    Refused with MIGRATION_IN_PROGRESS where another migration of the VM is open.
+    Refused with MIGRATION_IN_PROGRESS where a migration of the VM is open, STATE_CONFIDENTIAL and VCPU_BROKEN.
     """
     StageMigration: _aio.UnaryUnaryMultiCallable[_migration_pb2.StageMigrationRequest, _migration_pb2.StageMigrationResponse]  # type: ignore[assignment]
     """StageMigration makes the target ready: every permission is taken and every container allocated at its full size.
-    Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO (EPERM) where the
-    owner process may not have the features, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO where the kernel or
+    KVM refuses a permission or a register, HOST_INCOMPATIBLE, and MIGRATION_FENCED for an old epoch. The image stays.
     """
     CommitMigration: _aio.UnaryUnaryMultiCallable[_migration_pb2.CommitMigrationRequest, _migration_pb2.CommitMigrationResponse]  # type: ignore[assignment]
     """CommitMigration ends the ownership of the source, or begins that of the target, whichever host is asked.
-    Refused with MIGRATION_WRONG_STATE on a target that is not staged, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_WRONG_STATE without the other host's proof, on a source that has aborted and on a target that is
+    not staged, and with MIGRATION_FENCED for an old epoch.
     """
     AbortMigration: _aio.UnaryUnaryMultiCallable[_migration_pb2.AbortMigrationRequest, _migration_pb2.AbortMigrationResponse]  # type: ignore[assignment]
     """AbortMigration lets the source run the VM again, or makes the target forget its image, whichever host is asked.
-    Refused with MIGRATION_WRONG_STATE once the host has committed, and MIGRATION_FENCED for an old epoch.
+    Refused with MIGRATION_WRONG_STATE once the host has committed, and on a target that has staged without the source's
+    proof that it has aborted; and with MIGRATION_FENCED for an old epoch.
     """
+    GetMigration: _aio.UnaryUnaryMultiCallable[_migration_pb2.GetMigrationRequest, _migration_pb2.GetMigrationResponse]  # type: ignore[assignment]
+    """Returns one migration as this host sees it, open or over."""
+    ListMigrations: _aio.UnaryUnaryMultiCallable[_migration_pb2.ListMigrationsRequest, _migration_pb2.ListMigrationsResponse]  # type: ignore[assignment]
+    """Lists migrations of one VM or of all, the oldest first. Those that are over are remembered up to a number."""
 
 class MigrationServiceServicer:
     """MigrationService moves a VM from one host agent to another so that at every moment at most one of them owns it.
 
-    Whoever moves the VM (a controller, as a rule) calls both hosts. S is the source, T the target, e the VM's ownership
-    epoch before the move:
+    Whoever moves the VM (an operator, as a rule, with `fpstated.client.migrate`) calls both hosts. S is the source, T the
+    target, e the VM's ownership epoch before the move:
 
-      S  BeginMigration    vCPUs stop, their open exits are cancelled; S still owns the VM under e
-      S  ExportVm          the image: the containers with their XFD, XCR0, XFD_ERR, permissions, sequence numbers
+      S  BeginMigration(validate_only)   what T must have; nothing changes
       T  CheckCompat       can T hold it? nothing changes
+      S  BeginMigration    vCPUs stop (directive PAUSE), events are blocked, exits wait; S still owns the VM under e
+      S  ExportVm          the image: registers, XCR0, XFD, permissions, CPUID, numbers, outcomes, exits
       T  ImportVm          the image, verified by its digest; T does not own the VM and runs nothing
-      T  StageMigration    T takes permission and memory for it, so that what follows cannot fail
-      S  CommitMigration   S gives the VM up: its epoch e is over, sessions get MOVED(target), outcomes are `gone`
+      T  StageMigration    T takes permission and memory and makes the VM, so that what follows cannot fail
+      S  CommitMigration   the decisive record: S gives the VM up; sessions get MOVED(target), pending outcomes are `gone`
       T  CommitMigration   T owns the VM under e + 1
 
-    AbortMigration on both, at any time before the source's commit, leaves S the owner under e. After it there is no way
-    back: the commit on T is repeated until it succeeds. A call that carries an old epoch is refused with
-    MIGRATION_FENCED.
+    Neither host takes the driver's word. S commits only with the `proof` that T has staged; T commits only with the proof
+    that S has committed to it, and forgets what it has staged only with the proof that S has aborted, or has committed to
+    another host that the image came to as well. A host hands its proof out with its state, after that is durable. So calls that are repeated, lost, late or out of order make no two owners and
+    lose no VM: until S has committed S owns it, and may abort at any time; it does so by itself after
+    `limits.migration_deadline`. After it there is no way back: the commit on T is repeated until it succeeds. Every call may
+    be repeated, and is answered with what is. A call that carries an old epoch is refused with MIGRATION_FENCED.
     """
 
     def ExportVm(
@@ -178,7 +204,8 @@ class MigrationServiceServicer:
         """ImportVm takes an image: first an ImportVmStart, then the chunks as ExportVm sent them. The VM appears when the
         whole image has come and its digest fits, and not at all otherwise.
         Refused with VM_EXISTS where the name is taken, SNAPSHOT_VERSION_UNSUPPORTED, SNAPSHOT_CORRUPT (a gap, a wrong size or
-        digest), HOST_INCOMPATIBLE where CheckCompat would say so, and ALLOCATION_FAILED.
+        digest), HOST_INCOMPATIBLE where CheckCompat would say so, MIGRATION_FENCED for an image from before the VM left this
+        host, and for a snapshot whatever StageMigration is refused with.
         """
 
     def CheckCompat(
@@ -197,7 +224,7 @@ class MigrationServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_migration_pb2.BeginMigrationResponse, _abc.Awaitable[_migration_pb2.BeginMigrationResponse]]:
         """BeginMigration stops the VM on its source and opens the migration.
-        Refused with MIGRATION_IN_PROGRESS where another migration of the VM is open.
+        Refused with MIGRATION_IN_PROGRESS where a migration of the VM is open, STATE_CONFIDENTIAL and VCPU_BROKEN.
         """
 
     def StageMigration(
@@ -206,8 +233,8 @@ class MigrationServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_migration_pb2.StageMigrationResponse, _abc.Awaitable[_migration_pb2.StageMigrationResponse]]:
         """StageMigration makes the target ready: every permission is taken and every container allocated at its full size.
-        Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO (EPERM) where the
-        owner process may not have the features, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_NOT_FOUND where no image was imported for it, ALLOCATION_FAILED, KVM_ERRNO where the kernel or
+        KVM refuses a permission or a register, HOST_INCOMPATIBLE, and MIGRATION_FENCED for an old epoch. The image stays.
         """
 
     def CommitMigration(
@@ -216,7 +243,8 @@ class MigrationServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_migration_pb2.CommitMigrationResponse, _abc.Awaitable[_migration_pb2.CommitMigrationResponse]]:
         """CommitMigration ends the ownership of the source, or begins that of the target, whichever host is asked.
-        Refused with MIGRATION_WRONG_STATE on a target that is not staged, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_WRONG_STATE without the other host's proof, on a source that has aborted and on a target that is
+        not staged, and with MIGRATION_FENCED for an old epoch.
         """
 
     def AbortMigration(
@@ -225,7 +253,22 @@ class MigrationServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_migration_pb2.AbortMigrationResponse, _abc.Awaitable[_migration_pb2.AbortMigrationResponse]]:
         """AbortMigration lets the source run the VM again, or makes the target forget its image, whichever host is asked.
-        Refused with MIGRATION_WRONG_STATE once the host has committed, and MIGRATION_FENCED for an old epoch.
+        Refused with MIGRATION_WRONG_STATE once the host has committed, and on a target that has staged without the source's
+        proof that it has aborted; and with MIGRATION_FENCED for an old epoch.
         """
+
+    def GetMigration(
+        self,
+        request: _migration_pb2.GetMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_migration_pb2.GetMigrationResponse, _abc.Awaitable[_migration_pb2.GetMigrationResponse]]:
+        """Returns one migration as this host sees it, open or over."""
+
+    def ListMigrations(
+        self,
+        request: _migration_pb2.ListMigrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_migration_pb2.ListMigrationsResponse, _abc.Awaitable[_migration_pb2.ListMigrationsResponse]]:
+        """Lists migrations of one VM or of all, the oldest first. Those that are over are remembered up to a number."""
 
 def add_MigrationServiceServicer_to_server(servicer: MigrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
