@@ -11,6 +11,7 @@ from tools.error_table import COMMON, event_reasons, reasons_by_method, registry
 #: What no call of this release sends: its part of the contract is not built, or another answer came to be.
 NOT_SENT = {
     "DEADLINE_REQUIRED",
+    "UNIMPLEMENTED_CALL",
     "VCPU_PAUSED",
     "VCPU_BUSY",
     "FEATURE_UNSUPPORTED",

@@ -16,6 +16,7 @@ from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.fault_watch import FaultWatcher, FaultWatchers
 from host_agent.service.layers import Context
 from host_agent.service.paging import page
+from host_agent.service.stream_age import StreamAge
 from host_agent.service.translate.fault import (
     arm_fault_from_proto,
     evaluate_from_proto,
@@ -30,8 +31,9 @@ _ADVANCE_NS_MAX = 10_000 * DAY_NS
 class FaultService(fault_pb2_grpc.FaultServiceServicer):
     """Faults at the host's own points, and at those of programs that ask."""
 
-    def __init__(self, agent: HostAgent, watchers: FaultWatchers) -> None:
+    def __init__(self, agent: HostAgent, watchers: FaultWatchers, age: StreamAge) -> None:
         self._agent = agent
+        self._age = age
         self._watchers = watchers
 
     async def ArmFault(self, request: fault_pb2.ArmFaultRequest, context: Context) -> fault_pb2.ArmFaultResponse:
@@ -104,8 +106,9 @@ class FaultService(fault_pb2_grpc.FaultServiceServicer):
         watcher = FaultWatcher(text("owner", request.owner, longest=128))
         self._watchers.add(watcher)
         try:
-            while True:
-                yield await watcher.next()
+            with self._age.limit(watcher.retire):
+                while (news := await watcher.next()) is not None:
+                    yield news
         finally:
             self._watchers.remove(watcher)
 

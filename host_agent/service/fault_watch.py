@@ -32,6 +32,7 @@ class FaultWatcher:
         self._queue_max = queue_max
         self._wake = asyncio.Event()
         self._failure: Failure | None = None
+        self._retired = False
 
     def push(self, news: fault_pb2.WatchFaultsResponse) -> None:
         """Take news; a watcher too far behind is refused the rest, and begins again with what is armed."""
@@ -50,14 +51,19 @@ class FaultWatcher:
         self._queue.clear()
         self._wake.set()
 
-    async def next(self) -> fault_pb2.WatchFaultsResponse:
-        """Return the next news. Raises ``Failure`` at the end."""
-        while not self._queue and self._failure is None:
+    def retire(self) -> None:
+        """End the stream well, with what is still queued."""
+        self._retired = True
+        self._wake.set()
+
+    async def next(self) -> fault_pb2.WatchFaultsResponse | None:
+        """Return the next news; None where it has retired and there is none. Raises ``Failure`` at another end."""
+        while not self._queue and self._failure is None and not self._retired:
             self._wake.clear()
             await self._wake.wait()
         if self._failure is not None:
             raise self._failure
-        return self._queue.popleft()
+        return self._queue.popleft() if self._queue else None
 
 
 class FaultWatchers:

@@ -242,7 +242,7 @@ class HostServer:
         vcpu_pb2_grpc.add_VcpuServiceServicer_to_server(VcpuService(agent), server)
         session_pb2_grpc.add_GuestSessionServiceServicer_to_server(GuestSessionService(agent, age), server)
         exit_pb2_grpc.add_ExitServiceServicer_to_server(exit_service, server)
-        fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent, self._fault_watchers), server)
+        fault_pb2_grpc.add_FaultServiceServicer_to_server(FaultService(agent, self._fault_watchers, age), server)
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(MigrationService(agent), server)
         watch_pb2_grpc.add_WatchServiceServicer_to_server(watch_service, server)
         await self._add_health(healths, server)

@@ -16,6 +16,8 @@ from fpstate.v1 import (
     exit_pb2_grpc,
     host_pb2,
     host_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     vm_pb2,
@@ -188,6 +190,10 @@ async def _tidy(channel: grpc.aio.Channel, vocabulary: Vocabulary) -> None:
     exits = exit_pb2_grpc.ExitServiceStub(channel)
     for control, epoch in vocabulary.controls.items():
         await _maybe(exits.ReleaseControl(exit_pb2.ReleaseControlRequest(control=control, epoch=epoch)))
+    migrations = migration_pb2_grpc.MigrationServiceStub(channel)
+    for each in (await migrations.ListMigrations(migration_pb2.ListMigrationsRequest(page_size=1000))).migrations:
+        abort = migration_pb2.AbortMigrationRequest(name=each.name, ownership_epoch=each.ownership_epoch, force=True)
+        await _maybe(migrations.AbortMigration(abort))
     while True:
         listed = await vms.ListVms(vm_pb2.ListVmsRequest(page_size=1000))
         for vm in listed.vms:

@@ -1,8 +1,9 @@
 """A valid call of every method, as texts: who calls, what, and with which request as JSON.
 
-`$session`, `$epoch`, `$control`, `$control_epoch`, `$exit`, `$generation` and `$fault` are the newest that the host has
-said; `$once` is the block's own. A line that begins with `?` may be refused: a part of the contract that is not
-built, or what an earlier block has left. Lines of one stream are one request each, `|` before those after the first.
+`$session`, `$epoch`, `$control`, `$control_epoch`, `$exit`, `$generation`, `$fault`, `$migration` and
+`$ownership_epoch` are the newest that the host has said; `$once` is the block's own. A line that begins with `?` may be
+refused, for what an earlier block has left or for what the line itself lacks. Lines of one stream are one request each,
+`|` before those after the first.
 """
 
 from __future__ import annotations
@@ -104,18 +105,21 @@ controller ExitService/ListDecisions {"vm": "vms/prey-1", "pageSize": 1}
 fault FaultService/ArmFault {"fault": {"point": "fpstate.realloc.alloc", "scope": {"vm": "vms/prey-0", "owner": "fuzz"}, "attributes": {"times": "1", "interval": "1", "probabilityPpm": 500000, "seed": "1"}, "action": {"errnoAction": {"errnoValue": 12}}}}
 fault FaultService/GetFault {"name": "$fault"}
 fault FaultService/ListFaults {"pageSize": 1, "owner": "fuzz"}
+fault FaultService/RenewFaults {"owner": "fuzz"}
 fault FaultService/DisarmFault {"name": "$fault"}
-?fault FaultService/WatchFaults {"owner": "fuzz"}
+fault FaultService/WatchFaults {"owner": "fuzz"}
 ?fault FaultService/Evaluate {"point": "fpstate.realloc.alloc", "scope": {"vm": "vms/prey-0"}, "size": "1"}
 ?fault FaultService/AdvanceClock {"duration": "1s"}
 operator MigrationService/CheckCompat {"requirements": {"profile": "sapphire-rapids", "xfeatures": "7", "layouts": [{"xfeature": 0, "size": 160}, {"xfeature": 1, "offset": 160, "size": 256}, {"xfeature": 2, "offset": 576, "size": 256}], "vcpuCount": 1, "kernelRules": "6.18", "allocationPolicy": "ALLOCATION_POLICY_ON_SWAP", "containerBytesMax": "4096", "formatVersion": 1}}
-?operator MigrationService/BeginMigration {"name": "vms/prey-0", "target": "unix:/x"}
-?operator MigrationService/StageMigration {"name": "vms/prey-0/migrations/m"}
-?operator MigrationService/CommitMigration {"name": "vms/prey-0/migrations/m"}
-?operator MigrationService/AbortMigration {"name": "vms/prey-0/migrations/m"}
-?operator MigrationService/ExportVm {"name": "vms/prey-0"}
+operator MigrationService/BeginMigration {"name": "vms/prey-0", "target": "unix:/x"}
+operator MigrationService/GetMigration {"name": "$migration"}
+operator MigrationService/ListMigrations {"parent": "vms/prey-0", "pageSize": 1}
+operator MigrationService/ExportVm {"name": "vms/prey-0", "migration": "$migration"}
 ?operator MigrationService/ImportVm {"start": {"name": "vms/prey-0"}}
 | {"chunk": {"offset": "0", "data": "AAEC"}}
+?operator MigrationService/StageMigration {"name": "$migration", "ownershipEpoch": "$ownership_epoch"}
+?operator MigrationService/CommitMigration {"name": "$migration", "ownershipEpoch": "$ownership_epoch"}
+operator MigrationService/AbortMigration {"name": "$migration", "ownershipEpoch": "$ownership_epoch", "reason": "x"}
 operator WatchService/Watch {"fromRevision": "1", "filters": [{"kinds": ["RESOURCE_KIND_VM"], "parent": "vms/prey-0"}], "bookmarkInterval": "1s"}
 stranger Health/Check {"service": "fpstate.v1.VmService"}
 ?stranger Health/List {}

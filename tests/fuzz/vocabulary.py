@@ -49,6 +49,9 @@ class Vocabulary:
             self.latest["generation"] = str(message.exit.generation)  # type: ignore[attr-defined]
         if kind == "ArmFaultResponse":
             self.latest["fault"] = message.fault.name  # type: ignore[attr-defined]
+        if kind == "BeginMigrationResponse":
+            begun = message.migration  # type: ignore[attr-defined]
+            self.latest |= {"migration": begun.name, "ownership_epoch": str(begun.ownership_epoch)}
         self._learn_numbers(message)
 
     def _learn(self, name: str, value: Any) -> None:  # noqa: ANN401 -- of any scalar type

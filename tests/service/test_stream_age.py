@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from fpstate.fault.v1 import fault_pb2
 from fpstate.v1 import event_pb2, exit_pb2, host_pb2, watch_pb2
 
 from guest_agent.aio import open_async_session
@@ -149,6 +150,19 @@ async def test_an_old_watch_of_changes_ends_well_and_another_goes_on(aged: World
 
 
 @pytest.mark.asyncio
+async def test_an_old_watch_of_faults_ends_well(aged: World) -> None:
+    """Another begins with what is armed."""
+    for _ in range(2):
+        watch: Any = aged.faults.WatchFaults(fault_pb2.WatchFaultsRequest())
+        await aged.fail_next_growth()
+        await watch.read()
+        aged.clock.advance(1.1 * AGE_S)
+        while await asyncio.wait_for(watch.read(), TIMEOUT_S) is not grpc.aio.EOF:
+            pass
+        assert await watch.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.asyncio
 async def test_a_guest_and_a_controller_outlive_their_streams(aged: World) -> None:
     """Three ages of both: the guest's event waits for its decision over all of them, and then happens once."""
     vcpu = f"{await aged.vm()}/vcpus/0"
@@ -189,15 +203,16 @@ AGED = {
     "/fpstate.v1.GuestSessionService/Attach",
     "/fpstate.v1.ExitService/WatchExits",
     "/fpstate.v1.WatchService/Watch",
+    "/fpstate.fault.v1.FaultService/WatchFaults",
 }
-#: Refused at once in this release.
-REFUSED = {"/fpstate.fault.v1.FaultService/WatchFaults"}
+#: Over when everything was said.
+FINITE = {"/fpstate.v1.MigrationService/ExportVm"}
 
 
 def test_every_stream_has_an_age() -> None:
     """A new one of the contract belongs here, with a test above: StreamAge.limit goes around it."""
     streams = {path for path in MATRIX if path.startswith("/fpstate.") and method_descriptor(path).server_streaming}
-    assert streams == AGED | REFUSED
+    assert streams == AGED | FINITE
 
 
 @pytest.mark.asyncio
