@@ -25,6 +25,8 @@ from bench.traffic import Guests, blocks, echo_stream, host_stream, open_guests
 
 _GET_VM: Final = "/fpstate.v1.VmService/GetVm"
 _KEEP_ALIVE: Final = "/fpstate.v1.GuestSessionService/KeepAlive"
+#: Of every call, as our clients set one.
+DEADLINE_S: Final = 10.0
 #: Calls of a block, and pairs of blocks.
 CALLS: Final = 40
 CALL_PAIRS: Final = 100
@@ -84,7 +86,7 @@ async def _unary(
         seconds = []
         for _ in range(CALLS):
             begin_s = time.perf_counter()
-            await call(request)
+            await call(request, timeout=DEADLINE_S)
             seconds.append(time.perf_counter() - begin_s)
         return median(seconds) * 1e6
 

@@ -25,8 +25,8 @@ def switch_to(cpu: Cpu, fpu: Fpu | None) -> None:
     """
     if cpu.current is fpu:
         return
-    core_assert(cpu.online, f"cpu {cpu.nr} is offline")
-    core_assert(cpu.kernel_fpu_allowed, f"cpu {cpu.nr} switches inside a kernel_fpu section")
+    core_assert(cpu.online, "cpu {} is offline", cpu.nr)
+    core_assert(cpu.kernel_fpu_allowed, "cpu {} switches inside a kernel_fpu section", cpu.nr)
     if fpu is not None and fpu.cpu is not None:
         switch_to(fpu.cpu, None)
     if cpu.current is not None:

@@ -46,7 +46,7 @@ def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> AllocFailure | None:
 def check_entry(vcpu: Vcpu) -> None:
     """The invariant of every guest entry: the container holds every dynamic feature that is enabled and not armed."""
     live = vcpu.xcr0 & ~vcpu.fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC
-    core_assert(not live & ~vcpu.fpstate.xfeatures, f"{vcpu} enters with {live:#x} enabled and no room for it")
+    core_assert(not live & ~vcpu.fpstate.xfeatures, "{} enters with {:#x} enabled and no room for it", vcpu, live)
 
 
 def vcpu_leave(vcpu: Vcpu) -> SwapResult:
