@@ -124,4 +124,6 @@ def set_task_pkru(fpu: Fpu, pkru: int) -> None:
 
 def read_pkru(cpu: Cpu) -> int:
     """Return the PKRU register, 0 where there is none."""
+    if not cpu.xinuse & XFEATURE_MASK_PKRU:
+        return 0  # its init value
     return int.from_bytes(cpu.read_register(XFEATURE_PKRU)[:4], "little") if cpu.config.has_pkru else 0
