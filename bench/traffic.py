@@ -100,7 +100,7 @@ class Stream:
 
     async def open(self, guests: Guests) -> None:
         """Say hello, and hear the answer."""
-        hello = session_pb2.AttachHello(session=guests.session, epoch=guests.epoch)
+        hello = session_pb2.AttachHello(session=guests.session, epoch=guests.epoch, done_runs=True)
         await self._call.write(session_pb2.AttachRequest(hello=hello))
         await self._call.read()
 
@@ -122,7 +122,12 @@ class Stream:
 
 def host_stream(channel: grpc.aio.Channel) -> Stream:
     """A stream to a host."""
-    return Stream(channel, session_pb2.AttachResponse, lambda reply: len(reply.outcomes.outcomes))
+
+    def heard(reply: session_pb2.AttachResponse) -> int:
+        runs = reply.outcomes.done_runs
+        return len(reply.outcomes.outcomes) + sum(run.last_seq - run.first_seq + 1 for run in runs)
+
+    return Stream(channel, session_pb2.AttachResponse, heard)
 
 
 def echo_stream(channel: grpc.aio.Channel) -> Stream:
