@@ -117,6 +117,15 @@ def permissions_only_grow(state: HostState) -> Violations:
             yield str(bug)
 
 
+def deadlines_are_indexed(state: HostState) -> Violations:
+    """What the index says is due next is the earliest deadline that there is."""
+    first = min((each.deadline_ns for each in state.timed() if each.deadline_ns is not None), default=None)
+    if first is not None and not state.deadlines.may_be_due(first):  # before it puts itself in order
+        yield f"the index does not see that something is due at {first}"
+    if state.deadlines.first_ns() != first:
+        yield f"the index says {state.deadlines.first_ns()}, the records {first}"
+
+
 INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
     growth_is_seen,
@@ -128,6 +137,7 @@ INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     sessions_and_vcpus_agree,
     host_ledger_is_the_sum,
     permissions_only_grow,
+    deadlines_are_indexed,
 )
 
 

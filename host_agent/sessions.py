@@ -77,6 +77,7 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
         explicit=command.explicit,
     )
     state.sessions[session.name] = session
+    state.deadlines.add(session)
     for name, vcpu in vcpus.items():
         _take_over(state, session, name, vcpu)
     state.effects.append(VcpusTaken(session.name, session.epoch, tuple(vcpus)))

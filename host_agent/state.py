@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 from fault_lab.injection.table import FaultTable
@@ -15,6 +16,7 @@ from fpu_core.invariants import CoreView, PermissionHistory
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
 from host_agent.audit import Audit
+from host_agent.deadlines import Deadlines, Timed
 from host_agent.effects import Effect
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
@@ -144,6 +146,11 @@ class SessionRecord:
         """The resource name."""
         return f"sessions/{self.id}"
 
+    @property
+    def deadline_ns(self) -> int:
+        """When its lease is over."""
+        return self.expires_ns
+
 
 @dataclass(slots=True, eq=False)
 class ControlRecord:
@@ -162,6 +169,11 @@ class ControlRecord:
     def name(self) -> str:
         """The resource name."""
         return f"controls/{self.id}"
+
+    @property
+    def deadline_ns(self) -> int:
+        """When its lease is over."""
+        return self.expires_ns
 
 
 @dataclass(slots=True, eq=False)
@@ -196,11 +208,36 @@ class HostState:
     #: Who is acting, for fault points with a scope: resource names.
     acting_vm: str = ""
     acting_vcpu: str = ""
+    #: What is due next. Follows from the rest.
+    deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:
         self.first_boot_id = self.first_boot_id or self.config.boot_id
         self.allocator.host.limit_bytes = self.config.byte_limit
         self.allocator.should_fail = self._should_fail
+        self.index_deadlines()
+
+    def index_deadlines(self) -> None:
+        """Make the index of deadlines anew."""
+        self.deadlines = Deadlines(self._is_live, self.timed)
+        self.deadlines.sweep()
+
+    def timed(self) -> Iterator[Timed]:
+        """Every record that has a deadline, or may have one."""
+        yield from self.sessions.values()
+        yield from self.controls.values()
+        yield from self.exits.values()
+
+    def _is_live(self, record: Timed) -> bool:
+        match record:
+            case SessionRecord():
+                return self.sessions.get(record.name) is record
+            case ControlRecord():
+                return self.controls.get(record.name) is record
+            case ExitRecord():
+                return self.exits.get(record.name) is record
+            case _:
+                raise AssertionError(f"{record} has no deadline")
 
     def _should_fail(self, point: str, _account: str, size_bytes: int) -> Errno:
         if not self.faults.armed:
@@ -222,6 +259,7 @@ class HostState:
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
         self.allocator.should_fail = self._should_fail
+        self.index_deadlines()  # it asks the state whether a record is live
         self.listen(tracer)
 
     def act_for(self, vm: str, vcpu: str = "") -> None:

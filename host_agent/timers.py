@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from host_agent.decisions import deadline_passed, delay_passed
 from host_agent.exits import ExitState
 from host_agent.sessions import end_session
@@ -12,19 +10,7 @@ from host_agent.state import HostState
 
 def next_deadline_ns(state: HostState) -> int | None:
     """The earliest moment at which something is due; None where nothing ever is."""
-    return min(_deadlines(state), default=None)
-
-
-def _deadlines(state: HostState) -> Iterator[int]:
-    for session in state.sessions.values():
-        yield session.expires_ns
-    for control in state.controls.values():
-        yield control.expires_ns
-    for record in state.exits.values():
-        if record.retry_ns is not None:
-            yield record.retry_ns
-        elif record.expires_ns is not None:
-            yield record.expires_ns
+    return state.deadlines.first_ns()
 
 
 def due(state: HostState) -> bool:
@@ -33,6 +19,8 @@ def due(state: HostState) -> bool:
     Returns whether anything was.
     """
     now_ns = state.now_ns
+    if not state.deadlines.may_be_due(now_ns):
+        return False
     first = next_deadline_ns(state)
     if first is None or first > now_ns:
         return False
