@@ -7,7 +7,7 @@ spread is their quartiles. A machine that others use moves the rates and, far le
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median, quantiles
 
 #: Runs a block and returns its figure: a rate, or a time.
@@ -25,20 +25,24 @@ class Pairs:
     high: float
 
 
-def pairs_of(ours: list[float], floor: list[float]) -> Pairs:
-    """What pairs of figures come to."""
-    ratios = [a / b for a, b in zip(ours, floor, strict=True)]
-    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    return Pairs(median(ours), median(floor), median(ratios), low, high)
+@dataclass(slots=True)
+class Figures:
+    """The figures of pairs of blocks, as they come."""
 
+    ours: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
 
-async def by_turns(ours: Block, floor: Block, *, pairs: int) -> Pairs:
-    """Run blocks A B, B A, A B ... and return what they come to; a first pair warms up and does not count."""
-    figures: tuple[list[float], list[float]] = ([], [])
-    for nr in range(pairs + 1):
-        turn = ((0, ours), (1, floor)) if nr % 2 == 0 else ((1, floor), (0, ours))
-        for which, block in turn:
-            figure = await block()
-            if nr:
-                figures[which].append(figure)
-    return pairs_of(*figures)
+    async def take(self, ours: Block, floor: Block, *, pairs: int) -> None:
+        """Run blocks A B, B A, A B ...; a first pair warms up and does not count."""
+        for nr in range(pairs + 1):
+            turn = ((self.ours, ours), (self.floor, floor))
+            for figures, block in turn if nr % 2 == 0 else turn[::-1]:
+                figure = await block()
+                if nr:
+                    figures.append(figure)
+
+    def pairs(self) -> Pairs:
+        """What they come to."""
+        ratios = [a / b for a, b in zip(self.ours, self.floor, strict=True)]
+        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        return Pairs(median(self.ours), median(self.floor), median(ratios), low, high)

@@ -18,34 +18,47 @@ import grpc
 from fpstate.v1 import session_pb2, vm_pb2
 
 from bench.echo import messages_of
-from bench.pairs import Pairs, by_turns
+from bench.pairs import Figures, Pairs
 from bench.process import running_echo, running_host
 from bench.report import Row, by_turns_row
 from bench.traffic import Guests, blocks, echo_stream, host_stream, open_guests
 
 _GET_VM: Final = "/fpstate.v1.VmService/GetVm"
 _KEEP_ALIVE: Final = "/fpstate.v1.GuestSessionService/KeepAlive"
+#: How often host and floor are started anew: where a process comes to lie in memory is worth some per cent either way.
+LAUNCHES: Final = 5
 #: Of every call, as our clients set one.
 DEADLINE_S: Final = 10.0
 #: Calls of a block, and pairs of blocks.
 CALLS: Final = 40
-CALL_PAIRS: Final = 100
+CALL_PAIRS: Final = 20
 #: Batches of a block, and pairs of blocks.
 BATCHES: Final = 20
-BATCH_PAIRS: Final = 40
+BATCH_PAIRS: Final = 10
 
 
 def rows(fraction: int = 1) -> Iterator[Row]:
     """Every figure about the service, with one ``fraction``-th of the blocks."""
-    folder = Path(tempfile.mkdtemp(prefix="fpstated-bench-"))
-    try:
-        with running_host(folder, "--ephemeral") as host:
-            yield from asyncio.run(_measured(folder, host, fraction))
-    finally:
-        shutil.rmtree(folder)
+    calls = {method: Figures() for method in (_GET_VM, _KEEP_ALIVE)}
+    streams = {packed: Figures() for packed in (False, True)}
+    launches = max(1, LAUNCHES // fraction)
+    for _ in range(launches):
+        folder = Path(tempfile.mkdtemp(prefix="fpstated-bench-"))
+        try:
+            with running_host(folder, "--ephemeral") as host:
+                asyncio.run(_measure(folder, host, fraction, calls, streams))
+        finally:
+            shutil.rmtree(folder)
+    for method, figures in calls.items():
+        yield _unary_row(method.rpartition("/")[2], figures.pairs())
+    for packed, figures in streams.items():
+        yield _stream_row(figures.pairs(), packed=packed)
 
 
-async def _measured(folder: Path, host: str, fraction: int) -> list[Row]:
+async def _measure(
+    folder: Path, host: str, fraction: int, calls: dict[str, Figures], streams: dict[bool, Figures]
+) -> None:
+    """What one launch of the processes adds."""
     async with grpc.aio.insecure_channel(host) as channel:
         guests = await open_guests(channel, "bench")
         requests = {
@@ -55,14 +68,11 @@ async def _measured(folder: Path, host: str, fraction: int) -> list[Row]:
         replies = {method: await _call(channel, method)(request) for method, request in requests.items()}
         with running_echo(folder, {method: reply.SerializeToString() for method, reply in replies.items()}) as echo:
             async with grpc.aio.insecure_channel(echo) as bare:
-                found = []
                 for method, request in requests.items():
-                    pairs = await _unary(channel, bare, method, request, max(2, CALL_PAIRS // fraction))
-                    found.append(_unary_row(method.rpartition("/")[2], pairs))
-                for packed in (False, True):
-                    pairs = await _streamed(channel, bare, guests, packed=packed, pairs=max(2, BATCH_PAIRS // fraction))
-                    found.append(_stream_row(pairs, packed=packed))
-                return found
+                    await _unary(channel, bare, method, request, calls[method], max(2, CALL_PAIRS // fraction))
+                for packed, figures in streams.items():
+                    pairs = max(2, BATCH_PAIRS // fraction)
+                    await _streamed(channel, bare, guests, figures, packed=packed, pairs=pairs)
 
 
 def _call(channel: grpc.aio.Channel, method: str) -> Any:  # noqa: ANN401 -- each method has its own types
@@ -72,13 +82,14 @@ def _call(channel: grpc.aio.Channel, method: str) -> Any:  # noqa: ANN401 -- eac
     )
 
 
-async def _unary(
+async def _unary(  # noqa: PLR0913, PLR0917
     channel: grpc.aio.Channel,
     bare: grpc.aio.Channel,
     method: str,
     request: Any,  # noqa: ANN401
+    figures: Figures,
     pairs: int,
-) -> Pairs:
+) -> None:
     """The median time of a call in microseconds, one after the other."""
 
     async def block(on: grpc.aio.Channel) -> float:
@@ -90,7 +101,7 @@ async def _unary(
             seconds.append(time.perf_counter() - begin_s)
         return median(seconds) * 1e6
 
-    return await by_turns(lambda: block(channel), lambda: block(bare), pairs=pairs)
+    await figures.take(lambda: block(channel), lambda: block(bare), pairs=pairs)
 
 
 def _unary_row(name: str, pairs: Pairs) -> Row:
@@ -98,9 +109,9 @@ def _unary_row(name: str, pairs: Pairs) -> Row:
     return by_turns_row(f"{name}, --ephemeral, p50 of one call after the other", "us", pairs, at_most=1.10, note=note)
 
 
-async def _streamed(
-    channel: grpc.aio.Channel, bare: grpc.aio.Channel, guests: Guests, *, packed: bool, pairs: int
-) -> Pairs:
+async def _streamed(  # noqa: PLR0913 -- keywords
+    channel: grpc.aio.Channel, bare: grpc.aio.Channel, guests: Guests, figures: Figures, *, packed: bool, pairs: int
+) -> None:
     """Events a second on one stream, and of the same messages sent back by the bare server."""
     ours, floor = host_stream(channel), echo_stream(bare)
     await ours.open(guests)
@@ -118,7 +129,7 @@ async def _streamed(
         return await floor.run(given[-1])
 
     try:
-        return await by_turns(block, echo_block, pairs=pairs)
+        await figures.take(block, echo_block, pairs=pairs)
     finally:
         ours.cancel()
         floor.cancel()

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -32,6 +34,8 @@ else:
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 #: A servicer's method: takes a request, or an iterator of them, and is a coroutine or an asynchronous generator.
 Behaviour = Callable[[Any, Context], Any]
+#: ``Layer.leave`` of some layer.
+Leave = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +90,57 @@ class Layer:
 
     def wrap(self, behaviour: Behaviour, method: Method) -> Behaviour:
         """The behaviour with ``enter`` and ``leave`` around it."""
-        if inspect.isasyncgenfunction(behaviour):
-            return self._stream(behaviour, method)
-        return self._coroutine(behaviour, method)
+        return _around((self,), behaviour, method)
 
-    def _coroutine(self, behaviour: Behaviour, method: Method) -> Behaviour:
-        async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401 -- each method has its own types
-            admitted, kept = self.enter(method, request, context)
-            cancelled = False
-            try:
-                return await behaviour(admitted, context)
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-            finally:
-                self.leave(method, context, kept, cancelled=cancelled)
 
-        return answer
+def _around(layers: Sequence[Layer], behaviour: Behaviour, method: Method) -> Behaviour:
+    """The behaviour with ``enter`` and ``leave`` of layers around it, outermost first, as one function."""
+    if inspect.isasyncgenfunction(behaviour):
+        return _stream(layers, behaviour, method)
+    return _coroutine(layers, behaviour, method)
 
-    def _stream(self, behaviour: Behaviour, method: Method) -> Behaviour:
-        async def answer(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
-            admitted, kept = self.enter(method, request, context)
-            cancelled = False
-            try:
-                # Closing the inner generator here, not whenever it is collected, is what detaches a stream in time.
-                async with aclosing(behaviour(admitted, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except (asyncio.CancelledError, GeneratorExit):
-                cancelled = True
-                raise
-            finally:
-                self.leave(method, context, kept, cancelled=cancelled)
 
-        return answer
+def _coroutine(layers: Sequence[Layer], behaviour: Behaviour, method: Method) -> Behaviour:
+    around = [(layer.enter, layer.leave) for layer in layers]
+
+    async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401 -- each method has its own types
+        entered: list[tuple[Leave, Any]] = []
+        cancelled = False
+        try:
+            for enter, leave in around:
+                request, kept = enter(method, request, context)
+                entered.append((leave, kept))
+            return await behaviour(request, context)
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            for leave, kept in reversed(entered):
+                leave(method, context, kept, cancelled=cancelled)
+
+    return answer
+
+
+def _stream(layers: Sequence[Layer], behaviour: Behaviour, method: Method) -> Behaviour:
+    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        entered: list[tuple[Leave, Any]] = []
+        cancelled = False
+        try:
+            for layer in layers:
+                request, kept = layer.enter(method, request, context)
+                entered.append((layer.leave, kept))
+            # Closing the inner generator here, not whenever it is collected, is what detaches a stream in time.
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            cancelled = True
+            raise
+        finally:
+            for leave, kept in reversed(entered):
+                leave(method, context, kept, cancelled=cancelled)
+
+    return answer
 
 
 class LayerStack(grpc.aio.ServerInterceptor):
@@ -145,8 +166,12 @@ class LayerStack(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Handler, path: str) -> Handler:
         method = Method(path, handler.request_streaming, handler.response_streaming)
         behaviour = behaviour_of(handler)
-        for layer in reversed(self._layers):
-            behaviour = layer.wrap(behaviour, method)
+        # Neighbours that only enter and leave are one function around the call: each would cost it a coroutine.
+        for plain, layers in groupby(reversed(self._layers), lambda layer: type(layer).wrap is Layer.wrap):
+            if plain:
+                behaviour = _around(tuple(layers)[::-1], behaviour, method)
+            else:
+                behaviour = reduce(lambda inner, layer: layer.wrap(inner, method), layers, behaviour)
         return rewrapped(handler, behaviour)
 
 
