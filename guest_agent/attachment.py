@@ -25,7 +25,8 @@ class Attachment:
     def __init__(self, stub: GuestSessionServiceAsyncStub, key: SessionKey) -> None:
         self._stub = stub
         self._outgoing: asyncio.Queue[session_pb2.AttachRequest | None] = asyncio.Queue()
-        self.send(session_pb2.AttachRequest(hello=session_pb2.AttachHello(session=key.name, epoch=key.epoch)))
+        hello = session_pb2.AttachHello(session=key.name, epoch=key.epoch, done_runs=True)
+        self.send(session_pb2.AttachRequest(hello=hello))
 
     def send(self, message: session_pb2.AttachRequest) -> None:
         """Write this when its turn comes."""
