@@ -6,6 +6,7 @@ spread is their quartiles. A machine that others use moves the rates and, far le
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -41,8 +42,16 @@ class Figures:
                 if nr:
                     figures.append(figure)
 
+    def alternate(self, ours: Callable[[], float], floor: Callable[[], float], *, pairs: int) -> None:
+        """``take`` of blocks that wait for nothing."""
+
+        async def block(run: Callable[[], float]) -> float:
+            return run()
+
+        asyncio.run(self.take(lambda: block(ours), lambda: block(floor), pairs=pairs))
+
     def pairs(self) -> Pairs:
         """What they come to."""
         ratios = [a / b for a, b in zip(self.ours, self.floor, strict=True)]
-        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
         return Pairs(median(self.ours), median(self.floor), median(ratios), low, high)
