@@ -37,8 +37,8 @@ FOLDER = Path("build/bench-journal")
 def rows(fraction: int = 1) -> Iterator[Row]:
     """Every figure about the journal, with one ``fraction``-th of the batches."""
     batches = max(4, BATCHES // fraction)
-    machine, commands, replies = _history(batches)
-    bodies = [body for _, body in _bodies(machine, commands, replies)]
+    machine, commands, replies = history(batches)
+    bodies = [body for _, body in bodies_of(machine, commands, replies)]
     batch_bytes = len(bodies[-1])
     yield counted("bytes of a record, per event of a 256-event batch", "bytes", batch_bytes / BATCH, at_most=40)
     encode, decode, apply = _encoding(commands, replies, machine)
@@ -88,7 +88,7 @@ def _batch(session: SessionRecord, seq: dict[str, int], names: list[str]) -> Sub
     return SubmitBatch(session=session.name, epoch=session.epoch, events=events, received=received)
 
 
-def _history(batches: int) -> tuple[HostMachine, list[Command], list[object]]:
+def history(batches: int) -> tuple[HostMachine, list[Command], list[object]]:
     """A machine, the commands it was told, and its replies."""
     machine = HostMachine(HostConfig())
     commands: list[Command] = []
@@ -113,7 +113,7 @@ def _event(seq: dict[str, int], name: str, nr: int) -> GuestEvent:
     return GuestEvent(name, seq[name], kinds[nr // VCPUS % len(kinds)])
 
 
-def _bodies(machine: HostMachine, commands: list[Command], replies: list[object]) -> list[tuple[int, bytes]]:
+def bodies_of(machine: HostMachine, commands: list[Command], replies: list[object]) -> list[tuple[int, bytes]]:
     """Records whose outcomes are those of a replay; the revision of each is its number."""
     crc = 0
     bodies: list[tuple[int, bytes]] = []

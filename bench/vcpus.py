@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bench.pairs import Figures
 from bench.report import Row, by_turns_row
 from bench.traffic import BATCH
-from host_agent.commands import CreateVcpu, CreateVm, OpenSession, SubmitBatch
+from host_agent.commands import Command, CreateVcpu, CreateVm, OpenSession, SubmitBatch
 from host_agent.events import EventKind, GuestEvent, Rdmsr, RegisterWrite, Wrmsr, Xsetbv
 from host_agent.machine import HostMachine
 from host_agent.state import HostConfig, SessionRecord
@@ -29,7 +29,7 @@ _KINDS: Final[tuple[EventKind, ...]] = (Xsetbv(0, 7), Wrmsr(0x1C4, 0), Rdmsr(0x1
 def rows(fraction: int = 1) -> Iterator[Row]:
     """The one figure, with one ``fraction``-th of the vCPUs."""
     print(f"bench: vCPU order seed {SEED}; python -m bench vcpus repeats it")
-    many, few = _Guests.of(MANY // fraction), _Guests.of(FEW)
+    many, few = (Guests.on(_machine(), "a", count) for count in (MANY // fraction, FEW))
     figures = Figures()
     pairs = max(2, PAIRS // fraction)
     figures.alternate(many.block, few.block, pairs=pairs)
@@ -42,44 +42,51 @@ def rows(fraction: int = 1) -> Iterator[Row]:
     )
 
 
-@dataclass(slots=True)
-class _Guests:
-    """A machine with one session over all its vCPUs, each of which has run once."""
+def _machine() -> Callable[[Command], Any]:
+    machine = HostMachine(HostConfig())
 
-    machine: HostMachine
+    def do(command: Command) -> object:
+        reply = machine.apply(command, 0)
+        machine.take_effects()
+        return reply
+
+    return do
+
+
+@dataclass(slots=True)
+class Guests:
+    """vCPUs of one VM and one session over them, each of which has run once. ``do`` is who carries commands out."""
+
+    do: Callable[[Command], Any]
     session: SessionRecord
     order: Iterator[int]
     names: list[str]
     next_seq: list[int]
 
     @classmethod
-    def of(cls, count: int) -> _Guests:
-        machine = HostMachine(HostConfig())
-        machine.apply(CreateVm(vm_id="a"), 0)
+    def on(cls, do: Callable[[Command], Any], vm_id: str, count: int) -> Guests:
+        """Make them, and have each run an event, which makes its thread."""
+        do(CreateVm(vm_id=vm_id))
         for index in range(count):
-            machine.apply(CreateVcpu(vm="vms/a", index=index), 0)
-        names = [f"vms/a/vcpus/{index}" for index in range(count)]
-        opened = machine.apply(OpenSession(client_name="bench", vcpus=tuple(names)), 0)
+            do(CreateVcpu(vm=f"vms/{vm_id}", index=index))
+        names = [f"vms/{vm_id}/vcpus/{index}" for index in range(count)]
+        opened = do(OpenSession(client_name="bench", vcpus=tuple(names)))
         shuffled = list(range(count))
         random.Random(SEED).shuffle(shuffled)
-        made = cls(machine, opened.session, itertools.cycle(shuffled), names, [1] * count)
-        for _ in range(count // BATCH + 1):  # the first event of a vCPU makes its thread
-            made._apply(made._batch())
+        made = cls(do, opened.session, itertools.cycle(shuffled), names, [1] * count)
+        for _ in range(count // BATCH + 1):
+            do(made.batch())
         return made
 
     def block(self) -> float:
         """Microseconds of the processor an event: nobody else is waited for."""
-        batches = [self._batch() for _ in range(BATCHES)]
+        batches = [self.batch() for _ in range(BATCHES)]
         begin_s = time.process_time()
         for batch in batches:
-            self._apply(batch)
+            self.do(batch)
         return (time.process_time() - begin_s) / (BATCHES * BATCH) * 1e6
 
-    def _apply(self, batch: SubmitBatch) -> None:
-        self.machine.apply(batch, 0)
-        self.machine.take_effects()
-
-    def _batch(self) -> SubmitBatch:
+    def batch(self) -> SubmitBatch:
         """The next events; each says that what its vCPU had before was received."""
         indices = [next(self.order) for _ in range(BATCH)]
         received = tuple((self.names[index], self.next_seq[index] - 1) for index in dict.fromkeys(indices))
