@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.report import Row, counted, paired
+from bench.report import Row, counted, measured, paired
 from host_agent.commands import Boot, Command, CreateVcpu, CreateVm, OpenSession, RequestPermission, SubmitBatch
 from host_agent.events import GuestEvent, Rdmsr, RegisterWrite, Wrmsr, Xsetbv
 from host_agent.journal.command import pack_command, unpack_command
@@ -19,6 +19,7 @@ from host_agent.journal.journal import JournalOptions
 from host_agent.journal.outcome import pack_outcome
 from host_agent.journal.record import pack_record
 from host_agent.journal.recovery import Recovered, recover, replay_records
+from host_agent.journal.snapshot import snapshots as snapshots_of
 from host_agent.journal.snapshot import write_snapshot
 from host_agent.journal.store import Store
 from host_agent.machine import HostMachine
@@ -62,10 +63,12 @@ def rows(fraction: int = 1) -> Iterator[Row]:
         at_least=0.5,
         note="floor: the same commands applied by a machine that is told them, with nothing read and nothing compared.",
     )
-    quarter, whole, events = _recovery(max(8, LONG_BATCHES // fraction))
+    quarter, whole, replayed, events = _recovery(max(8, LONG_BATCHES // fraction))
     name = f"recovery of {events:,} events, the last {SNAPSHOT_EVERY:,} of them by replay"
     yield counted(name, "s", whole, at_most=5.0)
     yield counted("recovery of that history over recovery of a quarter of it", "ratio", whole / quarter, at_most=1.3)
+    note = "what a start would cost if every snapshot were lost; the host's own policy keeps two."
+    yield measured("recovery of that history without any snapshot, all of it by replay", "s", replayed, note=note)
 
 
 def _founded(do: Callable[[Command], Any]) -> tuple[list[str], SessionRecord]:
@@ -190,8 +193,11 @@ def _replay(bodies: list[bytes], commands: list[Command]) -> tuple[float, float]
     return events / median(recovered), events / median(applied)
 
 
-def _recovery(batches: int) -> tuple[float, float, int]:
-    """Seconds to bring a host back after a quarter of a history and after all of it, and the events of all of it."""
+def _recovery(batches: int) -> tuple[float, float, float, int]:
+    """Seconds to bring a host back: after a quarter of a history, after all of it, after all of it without a snapshot.
+
+    And the events of all of it.
+    """
     shutil.rmtree(FOLDER, ignore_errors=True)
     make_directory(FOLDER)
     quarter = batches // 4
@@ -200,13 +206,16 @@ def _recovery(batches: int) -> tuple[float, float, int]:
         with Store(FOLDER, write=True) as store:
             first = _write_history(store, batches, snapshots=(quarter - since, batches - since))
             seconds = []
-            for through in (first + quarter, None):
+            for through in (first + quarter, None, None):
                 start = time.perf_counter()
                 recover(store, HostConfig(), through=through)
                 seconds.append(time.perf_counter() - start)
+                if len(seconds) == 2:
+                    for _, path in snapshots_of(FOLDER):
+                        path.unlink()
     finally:
         shutil.rmtree(FOLDER)
-    return seconds[0], seconds[1], batches * BATCH
+    return seconds[0], seconds[1], seconds[2], batches * BATCH
 
 
 def _write_history(store: Store, batches: int, *, snapshots: tuple[int, ...]) -> int:

@@ -37,6 +37,11 @@ def counted(name: str, unit: str, value: float, *, at_most: float, note: str = "
     return Row(name, unit, value, None, None, f"<= {at_most:,.6g}", value <= at_most, note)
 
 
+def measured(name: str, unit: str, value: float, *, note: str = "") -> Row:
+    """A figure without a goal."""
+    return Row(name, unit, value, None, None, "none set", ok=True, note=note)
+
+
 def paired(name: str, unit: str, value: float, reference: float, *, at_least: float | None, note: str = "") -> Row:
     """A rate beside its floor's, with the least their ratio may be; None where no goal is set."""
     ratio = value / reference

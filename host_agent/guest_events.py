@@ -53,10 +53,13 @@ def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explic
     state.act_for(vm_name, state.vcpu_name(vcpu))
     execute = _INSTRUCTIONS.get(type(kind))
     if execute is not None:
-        check_operands(kind)
-        _entered(state, vm, vcpu, explicit=explicit)
+        if type(kind) in _CHECKED:
+            check_operands(kind)
+        if vcpu.state is not VcpuState.ENTERED:
+            _enter_implicitly(state, vm, vcpu, explicit=explicit)
         task = runner(vm, vcpu)
-        run_on_cpu(vm, task)
+        if task.fpu.cpu is None:
+            run_on_cpu(vm, task)
         return _executed(state, vcpu, seq, task, execute(vcpu, kind))
     match kind:
         case Enter():
@@ -120,6 +123,10 @@ _INSTRUCTIONS: Final[dict[type, Callable[[Vcpu, Any], Intercepted]]] = {
 }
 
 
+#: Those with operands that no processor would have seen.
+_CHECKED: Final = frozenset({Tile, Xsave, Xsetbv})
+
+
 def check_operands(kind: EventKind) -> None:
     """Refuse operands no processor would have seen."""
     match kind:
@@ -142,10 +149,8 @@ def check_operands(kind: EventKind) -> None:
 # -- entering and leaving ----------------------------------------------------------------------------------------------
 
 
-def _entered(state: HostState, vm: VmRecord, vcpu: Vcpu, *, explicit: bool) -> None:
+def _enter_implicitly(state: HostState, vm: VmRecord, vcpu: Vcpu, *, explicit: bool) -> None:
     """Instructions execute in the guest. IMPLICIT enters as needed, and takes the thread from another vCPU of it."""
-    if vcpu.state is VcpuState.ENTERED:
-        return
     if explicit:
         _need_entered(state, vcpu)
     task = own_task(state, vm, vcpu)
