@@ -46,8 +46,8 @@ def rows(fraction: int = 1) -> Iterator[Row]:
             "events/s",
             figures.pairs(),
             at_least=0.5,
-            note=f"floor: append + fdatasync of the bytes of each batch's record, one after the other; the stream has {WINDOW} "
-            "batches under way, so a commit of the host may hold several.",
+            note="floor: append + fdatasync of the bytes of each batch's record, one after the other; the stream has "
+            f"{WINDOW} batches under way, so a commit of the host may hold several.",
         )
         yield _acks(max(100, RECORDS // fraction))
     finally:
@@ -84,7 +84,7 @@ async def _streamed(host: str, pairs: int) -> Figures:
 
 
 def _acks(records: int) -> Row:
-    """Commits that end from a record's append on, up to the one that has it; records come whether or not others wait."""
+    """Commits that end from a record's append on, up to the one that has it; records come whoever waits."""
     machine, commands, replies = history(4)
     body = bodies_of(machine, commands, replies)[-1][1]
     make_directory(FOLDER / "acks")
@@ -111,8 +111,8 @@ def _acks(records: int) -> Row:
         nr = bisect_left(ends, (n, 0.0))
         waits.append(nr + 1 - before)
         seconds.append(ends[nr][1] - begin_s)
-    note = f"a record of 256 events every {EVERY_S * 1e3:g} ms; median {median(seconds) * 1e3:.2f} ms, p99 {_p99(seconds) * 1e3:.2f} ms, "
-    note += f"a commit takes {took_s * 1e3:.2f} ms"
+    note = f"a record of {BATCH} events every {EVERY_S * 1e3:g} ms; a commit takes {took_s * 1e3:.2f} ms, the median "
+    note += f"acknowledgement {median(seconds) * 1e3:.2f} ms, p99 {_p99(seconds) * 1e3:.2f} ms"
     return counted("commits that an acknowledgement waits for, p99", "commits", _p99(waits), at_most=2, note=note)
 
 

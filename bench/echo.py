@@ -2,8 +2,8 @@
 
     python -m bench.echo unix:PATH '{"/fpstate.v1.VmService/GetVm": "0a04..."}'
 
-Each unary method of the argument reads its request as the host does, and answers with the one reply it was given. Attach
-sends every message back. Same library, same event loop, same message classes; no layer, no state, no journal.
+Each unary method of the argument reads its request as the host does, and answers with the one reply it was given.
+Attach sends every message back. Same library, same event loop, same message classes; no layer, no state, no journal.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from bench.pairs import Pairs
 class Row:
     """One figure. ``reference`` is the floor it is held against, ``ratio`` is value / reference; None where none is.
 
-    ``goal`` says in words what ``ok`` was decided by. ``spread`` is the quartiles of the ratio, where it was measured in
-    pairs of blocks.
+    ``goal`` says in words what ``ok`` was decided by. ``spread`` is the quartiles of the ratio, where it was measured
+    in pairs of blocks.
     """
 
     name: str
@@ -49,7 +49,7 @@ def paired(name: str, unit: str, value: float, reference: float, *, at_least: fl
     return Row(name, unit, value, reference, ratio, goal, at_least is None or ratio >= at_least, note)
 
 
-def by_turns_row(  # noqa: PLR0913 -- keywords
+def by_turns_row(
     name: str,
     unit: str,
     pairs: Pairs,

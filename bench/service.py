@@ -1,4 +1,4 @@
-"""The service on a socket, beside a bare grpc.aio server that answers with the same bytes: calls, and streams of batches.
+"""The service on a socket, beside a bare grpc.aio server that answers with the same bytes: calls and streams.
 
 Host, floor and client are three processes on the same machine, over unix sockets.
 """
@@ -82,7 +82,7 @@ def _call(channel: grpc.aio.Channel, method: str) -> Any:  # noqa: ANN401 -- eac
     )
 
 
-async def _unary(  # noqa: PLR0913, PLR0917
+async def _unary(
     channel: grpc.aio.Channel,
     bare: grpc.aio.Channel,
     method: str,
@@ -109,7 +109,7 @@ def _unary_row(name: str, pairs: Pairs) -> Row:
     return by_turns_row(f"{name}, --ephemeral, p50 of one call after the other", "us", pairs, at_most=1.10, note=note)
 
 
-async def _streamed(  # noqa: PLR0913 -- keywords
+async def _streamed(
     channel: grpc.aio.Channel, bare: grpc.aio.Channel, guests: Guests, figures: Figures, *, packed: bool, pairs: int
 ) -> None:
     """Events a second on one stream, and of the same messages sent back by the bare server."""

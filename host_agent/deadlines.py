@@ -1,8 +1,8 @@
 """The index of deadlines: what is due next is found without looking at everything that has one.
 
-A heap of (time, record). An entry may be too early, since leases are renewed without telling the heap, and of a record
-that is gone; it is never too late. So what is before the first entry is certainly not due, and who wants to know exactly
-looks at the first entry until that is true of its record.
+A heap of (time, record). An entry may be too early, since leases are renewed without telling the heap, and of a
+record that is gone; it is never too late. So what is before the first entry is certainly not due, and who wants to
+know exactly looks at the first entry until that is true of its record.
 
 The index follows from the records. It is no part of a snapshot or a digest.
 """

@@ -52,15 +52,19 @@ def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explic
     vm = state.vms[vm_name]
     state.act_for(vm_name, state.vcpu_name(vcpu))
     execute = _INSTRUCTIONS.get(type(kind))
-    if execute is not None:
-        if type(kind) in _CHECKED:
-            check_operands(kind)
-        if vcpu.state is not VcpuState.ENTERED:
-            _enter_implicitly(state, vm, vcpu, explicit=explicit)
-        task = runner(vm, vcpu)
-        if task.fpu.cpu is None:
-            run_on_cpu(vm, task)
-        return _executed(state, vcpu, seq, task, execute(vcpu, kind))
+    if execute is None:
+        return _no_instruction(state, vm, vcpu, kind, explicit=explicit)
+    if type(kind) in _CHECKED:
+        check_operands(kind)
+    if vcpu.state is not VcpuState.ENTERED:
+        _enter_implicitly(state, vm, vcpu, explicit=explicit)
+    task = runner(vm, vcpu)
+    if task.fpu.cpu is None:
+        run_on_cpu(vm, task)
+    return _executed(state, vcpu, seq, task, execute(vcpu, kind))
+
+
+def _no_instruction(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: EventKind, *, explicit: bool) -> OutcomeKind:
     match kind:
         case Enter():
             return _enter(state, vm, vcpu, kind)

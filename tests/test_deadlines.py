@@ -52,8 +52,9 @@ def test_the_index_is_the_scan(steps: list[tuple[str, int, int]]) -> None:
 def test_what_is_gone_does_not_pile_up() -> None:
     """A storm of records that come and go within their time leaves no more entries than a sweep allows."""
     leases: dict[int, Lease] = {}
-    index = Deadlines(lambda lease: lease in leases.values(), lambda: leases.values())
+    index = Deadlines(lambda lease: lease in leases.values(), leases.values)
     for nr in range(10_000):
-        leases = {nr: Lease(10**15 + nr)}
+        leases.clear()
+        leases[nr] = Lease(10**15 + nr)
         index.add(leases[nr])
     assert len(index) < 2_000

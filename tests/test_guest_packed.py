@@ -9,7 +9,7 @@ from guest_agent.packed import NumberedEvent, numbered_batch
 from host_agent.service.translate.batch import batch_from_proto
 
 VCPUS = ("vms/a/vcpus/0", "vms/a/vcpus/1")
-EVENTS = (
+EVENTS: tuple[e.GuestEvent, ...] = (
     e.Enter(),
     e.Enter(task="vms/a/tasks/t1"),
     e.Leave(),
@@ -57,7 +57,7 @@ def test_packed_says_what_messages_say() -> None:
     ],
 )
 def test_what_is_wrong_is_told_by_the_host(event: e.GuestEvent) -> None:
-    """The client does not judge: in one form or the other the event reaches the host, which refuses that event alone."""
+    """The client does not judge: in one form or the other the event reaches the host, which refuses it alone."""
     read = batch_from_proto("batch", numbered_batch(numbered(e.Hlt(), event), received_through={}))
     assert len(read.outcomes) == 2
 

@@ -16,7 +16,7 @@ current_call: ContextVar[tuple[Method, Context] | None] = ContextVar("call", def
 
 
 class TraceLayer(Layer):
-    """Outermost: what every other layer logs has the trace. Whether spans are exported is settled before a host serves."""
+    """Outermost: what every other layer logs has the trace. Whether spans are exported is settled when it is made."""
 
     def __init__(self) -> None:
         self._exporting = exporting()
