@@ -71,7 +71,9 @@ def rows(fraction: int = 1) -> Iterator[Row]:
     yield counted(name, "s (processor)", whole, at_most=5.0)
     yield counted("recovery of that history over recovery of a quarter of it", "ratio", whole / quarter, at_most=1.3)
     note = "what a start would cost if every snapshot were lost; the host's own policy keeps two."
-    yield measured("recovery of that history without any snapshot, all of it by replay", "s (processor)", replayed, note=note)
+    yield measured(
+        "recovery of that history without any snapshot, all of it by replay", "s (processor)", replayed, note=note
+    )
 
 
 def _founded(do: Callable[[Command], Any]) -> tuple[list[str], SessionRecord]:

@@ -193,7 +193,7 @@ def _done(done: pb.Done) -> Done:
 
 def done_of_run(run: session_pb2.DoneRun) -> Done:
     """Return the one outcome that every event of a run has."""
-    return Done(skip_instruction=True, intercepts=_intercepts(run.intercepts))
+    return Done(skip_instruction=True, intercepts=intercepts_from_proto(run.intercepts))
 
 
 def _injected(inject: pb.Inject) -> Injected:

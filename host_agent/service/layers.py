@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
@@ -140,6 +140,11 @@ def _stream(layers: Sequence[Layer], behaviour: Behaviour, method: Method) -> Be
                 leave(method, context, kept, cancelled=cancelled)
 
     return answer
+
+
+def layered(server: grpc.aio.Server, *layers: Layer) -> grpc.aio.Server:
+    """What services are added to, so that their methods are inside the layers, outermost first."""
+    return cast("grpc.aio.Server", LayeredServer(server, *layers))  # it has of a server what generated code asks for
 
 
 class LayeredServer:

@@ -13,7 +13,7 @@ import logging
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import grpc
 from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
@@ -61,7 +61,7 @@ from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import LayeredServer
+from host_agent.service.layers import layered
 from host_agent.service.limit_layer import LimitLayer
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX
 from host_agent.service.metrics import HostMetrics
@@ -194,7 +194,7 @@ class HostServer:
     def _layered(self, server: grpc.aio.Server) -> grpc.aio.Server:
         """What services are added to, so that their methods are inside all layers, in the order of ``layers.py``."""
         local = local_principal(self._options.socket_identity)
-        layered = LayeredServer(
+        return layered(
             server,
             TraceLayer(),
             self.metrics.layer,
@@ -204,7 +204,6 @@ class HostServer:
             self.limits,
             UnbuiltInterceptor(),
         )
-        return cast("grpc.aio.Server", layered)  # it has of a server what generated code asks for
 
     async def _start_admin(self, healths: health.aio.HealthServicer) -> None:
         """Open the listeners for whoever runs the host."""

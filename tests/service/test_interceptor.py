@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 import grpc
 import pytest
@@ -16,7 +15,7 @@ from fpstate.v1 import host_pb2, host_pb2_grpc
 from fpu_core.errors import CoreBug
 from host_agent.service.errors import Failure
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import Context, LayeredServer
+from host_agent.service.layers import Context, layered
 from tests.service.world import TIMEOUT_S, error_info
 
 
@@ -38,8 +37,7 @@ async def served(
 ) -> AsyncIterator[host_pb2_grpc.HostServiceAsyncStub]:
     """The stand-in behind the layer."""
     server = grpc.aio.server()
-    layered = cast("grpc.aio.Server", LayeredServer(server, ErrorInterceptor(deadline_s)))
-    host_pb2_grpc.add_HostServiceServicer_to_server(StandIn(behave), layered)
+    host_pb2_grpc.add_HostServiceServicer_to_server(StandIn(behave), layered(server, ErrorInterceptor(deadline_s)))
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     try:
