@@ -7,10 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import journal, memory, swap
+from bench import durable, journal, memory, service, swap, vcpus
 from bench.report import Row, print_table, write_json
 
-GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {"swap": swap.rows, "memory": memory.rows, "journal": journal.rows}
+GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "swap": swap.rows,
+    "memory": memory.rows,
+    "journal": journal.rows,
+    "service": service.rows,
+    "durable": durable.rows,
+    "vcpus": vcpus.rows,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,7 +38,8 @@ def save_fpregs_to_fpstate(fpu: Fpu) -> None:
 def save_into(cpu: Cpu, fpu: Fpu, fpstate: Fpstate) -> None:
     """Save the live registers of ``fpu`` into any container; a clone's has less room and simply gets less."""
     config = cpu.config
-    core_assert(xstate_op_valid(cpu, fpu, fpstate, fpstate.xfeatures), f"save into {fpstate}: XFD and space disagree")
+    valid = xstate_op_valid(cpu, fpu, fpstate, fpstate.xfeatures)
+    core_assert(valid, "save into {}: XFD and space disagree", fpstate)
     cpu.counters.saves += 1
     if cpu.tracer is not None:
         cpu.tracer.save(fpstate, fpstate.xfeatures)
@@ -62,7 +63,7 @@ def restore_fpregs_from_fpstate(cpu: Cpu, fpu: Fpu, fpstate: Fpstate, mask: int 
     config = cpu.config
     cpu.xfd_update_state(fpstate.xfd)
     mask &= config.kernel.max_features
-    core_assert(xstate_op_valid(cpu, fpu, fpstate, mask), f"restore from {fpstate}: XFD and space disagree")
+    core_assert(xstate_op_valid(cpu, fpu, fpstate, mask), "restore from {}: XFD and space disagree", fpstate)
     cpu.counters.restores += 1
     if cpu.tracer is not None:
         cpu.tracer.restore(fpstate, mask)

@@ -43,7 +43,10 @@ class CoreBug(AssertionError):  # noqa: N818 -- it is named for what it is: our 
     """A state that cannot happen did. The vCPU concerned must not run on."""
 
 
-def core_assert(condition: object, what: str) -> None:
-    """Raise ``CoreBug`` unless ``condition``; unlike ``assert`` it is there under ``python -O`` too."""
+def core_assert(condition: object, what: str, *about: object) -> None:
+    """Raise ``CoreBug`` unless ``condition``; unlike ``assert`` it is there under ``python -O`` too.
+
+    ``what`` is put together with ``about`` (``str.format``) when it is needed, which is never.
+    """
     if not condition:
-        raise CoreBug(what)
+        raise CoreBug(what.format(*about) if about else what)

@@ -105,7 +105,7 @@ def update_guest_xfd(fpu: Fpu | None, guest: FpuGuest, xfd: int) -> None:
         fpstate.xstate_bv &= ~xfd
     fpstate.xfd = xfd
     if fpstate.in_use:
-        core_assert(fpu is not None and fpu.fpstate is fpstate, f"{fpstate} is in use, but not by {fpu}")
+        core_assert(fpu is not None and fpu.fpstate is fpstate, "{} is in use, but not by {}", fpstate, fpu)
         assert fpu is not None
         _write_guest_xfd(fpu, running_cpu(fpu), xfd)
 
@@ -128,7 +128,7 @@ def sync_guest_vmexit_xfd_state(cpu: Cpu) -> None:
 
     Must come before interrupts are enabled; until then the cache is out of date on purpose.
     """
-    core_assert(cpu.current is not None, f"cpu {cpu.nr} takes a VM exit with no task")
+    core_assert(cpu.current is not None, "cpu {} takes a VM exit with no task", cpu.nr)
     assert cpu.current is not None
     cpu.current.fpstate.xfd = cpu.xfd
     cpu.xfd_cache = cpu.xfd

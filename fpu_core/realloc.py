@@ -86,7 +86,7 @@ def realloc_guest_image(fpu: Fpu, guest: FpuGuest, xfeatures: int) -> Reallocate
     growth comes before the first run. A restore that grows may come after one that has loaded registers.
     """
     old = guest.fpstate
-    core_assert(old is not None and not old.in_use, f"{old} is carried over in memory while its registers are live")
+    core_assert(old is not None and not old.in_use, "{} is carried over in memory while its registers are live", old)
     result = replace_guest_fpstate(fpu, guest, xfeatures)
     new = guest.fpstate
     if isinstance(result, Reallocated) and old is not None and new is not None:

@@ -25,8 +25,8 @@ def switch_to(cpu: Cpu, fpu: Fpu | None) -> None:
     """
     if cpu.current is fpu:
         return
-    core_assert(cpu.online, f"cpu {cpu.nr} is offline")
-    core_assert(cpu.kernel_fpu_allowed, f"cpu {cpu.nr} switches inside a kernel_fpu section")
+    core_assert(cpu.online, "cpu {} is offline", cpu.nr)
+    core_assert(cpu.kernel_fpu_allowed, "cpu {} switches inside a kernel_fpu section", cpu.nr)
     if fpu is not None and fpu.cpu is not None:
         switch_to(fpu.cpu, None)
     if cpu.current is not None:
@@ -124,4 +124,6 @@ def set_task_pkru(fpu: Fpu, pkru: int) -> None:
 
 def read_pkru(cpu: Cpu) -> int:
     """Return the PKRU register, 0 where there is none."""
+    if not cpu.xinuse & XFEATURE_MASK_PKRU:
+        return 0  # its init value
     return int.from_bytes(cpu.read_register(XFEATURE_PKRU)[:4], "little") if cpu.config.has_pkru else 0

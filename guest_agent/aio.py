@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from fpstate.v1 import event_pb2, session_pb2
+from fpstate.v1 import session_pb2
 
 from guest_agent.aio_link import AsyncLink, open_on
 from guest_agent.aio_port import AsyncVcpuPort
@@ -27,8 +27,9 @@ from guest_agent.channel import connect_async
 from guest_agent.moving import goes_with_its_vm
 from guest_agent.opening import RunMode, SessionKey, SessionSpec, resume_from_proto
 from guest_agent.outcome import Directive, DirectiveKind
+from guest_agent.packed import NumberedEvent, numbered_batch
 from guest_agent.wait import SessionLost
-from guest_agent.wire import batch_to_proto, directive_from_proto, outcome_from_proto
+from guest_agent.wire import directive_from_proto, done_of_run, outcome_from_proto
 
 RECONNECT_S = 60.0
 #: Events of one message: with a whole tile register each it still is far below what a host reads at once.
@@ -91,6 +92,10 @@ class AsyncSession:
         self._on_directive = on_directive
         self._directives: asyncio.Queue[Directive] = asyncio.Queue()
         self._credits = link.opened.credits
+        #: Events of all vCPUs that were sent and have no final outcome yet; the ports count.
+        self.under_way = 0
+        self._queued: dict[AsyncVcpuPort, None] = {}
+        self._received: dict[AsyncVcpuPort, None] = {}
         self._ports = {each.vcpu: AsyncVcpuPort(self, each) for each in link.opened.vcpus}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -128,7 +133,7 @@ class AsyncSession:
     @property
     def credits_left(self) -> int:
         """How many events more may be under way."""
-        return max(0, self._credits - sum(port.under_way for port in self._ports.values()))
+        return max(0, self._credits - self.under_way)
 
     def vcpu(self, name: str) -> AsyncVcpuPort:
         """Return the port of a vCPU of this session.
@@ -174,6 +179,7 @@ class AsyncSession:
     def _take_attached(self, attached: session_pb2.Attached) -> None:
         """Send again what has no final outcome yet, and ask for one that came while nobody was attached."""
         self._credits = attached.credits
+        self._received = dict.fromkeys(self._ports.values())  # what was said before may have been lost
         for resume in map(resume_from_proto, attached.vcpus):
             port = self._ports[resume.vcpu]
             self.send(port.attach(resume))
@@ -187,6 +193,12 @@ class AsyncSession:
             port = self._ports.get(each.vcpu)
             if port is not None:
                 port.hear(each.seq, outcome_from_proto(each), taken=taken.get(each.vcpu, each.seq) >= each.seq)
+        for run in outcomes.done_runs:
+            port = self._ports.get(run.vcpu)
+            if port is not None:
+                done = done_of_run(run)
+                for seq in range(run.first_seq, run.last_seq + 1):
+                    port.hear(seq, done)
 
     def _take_directive(self, directive: Directive) -> None:
         """Hand a directive on; the VM's move is followed here."""
@@ -207,19 +219,33 @@ class AsyncSession:
             self._pump()
 
     def _pump(self) -> None:
-        for port in self._ports.values():
+        """Let those send that have something: however many vCPUs there are, most have not."""
+        for port in list(self._queued):
             port.pump()
+            if not port.queued:
+                self._queued.pop(port, None)
 
     # ---- what goes ---------------------------------------------------------------------------------------------------
 
-    def send(self, events: Sequence[event_pb2.GuestEvent]) -> None:
+    def has_queued(self, port: AsyncVcpuPort) -> None:
+        """An event of this port waits to be sent."""
+        self._queued[port] = None
+
+    def has_received(self, port: AsyncVcpuPort) -> None:
+        """A final outcome has come for this port: the next batch says so."""
+        self._received[port] = None
+
+    def send(self, events: Sequence[NumberedEvent]) -> None:
         """Send events on the stream that is attached; for the session's ports."""
         for first in range(0, len(events), EVENTS_PER_MESSAGE):
             self._send_batch(events[first : first + EVENTS_PER_MESSAGE])
 
-    def _send_batch(self, events: Iterable[event_pb2.GuestEvent]) -> None:
-        received = {name: port.received_through for name, port in self._ports.items()}
-        self._link.send(session_pb2.AttachRequest(batch=batch_to_proto(events, received_through=received)))
+    def _send_batch(self, events: Sequence[NumberedEvent]) -> None:
+        if not self._link.attached:
+            return  # what matters is sent again on the next stream
+        received = {port.name: port.received_through for port in self._received}
+        self._received.clear()
+        self._link.send(session_pb2.AttachRequest(batch=numbered_batch(events, received_through=received)))
 
     async def _keep_alive(self) -> None:
         """Renew the lease at a third of it, with a batch that only says what was received."""

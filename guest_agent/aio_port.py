@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fpstate.v1 import event_pb2
-
 from guest_agent.error import EventRejected
 from guest_agent.event import GuestEvent, Init
 from guest_agent.instructions import Instructions
 from guest_agent.moving import moved_to
 from guest_agent.opening import VcpuResume
 from guest_agent.outcome import Blocked, FinalOutcome, Gone, InstructionOutcome, Outcome, Pending, Rejected
+from guest_agent.packed import NumberedEvent
 from guest_agent.step import PendingEvent, PortStep
 from guest_agent.wire import event_to_proto
 
@@ -69,6 +68,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self._ledger = resume.ledger()
         self._queue: deque[_Entry] = deque()
         self._sent = {seq: self._waiter() for seq in self._ledger.under_way}
+        session.under_way += len(self._sent)
         self._left_over = next(iter(self._sent.values()), None)  # an earlier agent's, until somebody has waited for it
         self._unheard: set[int] = set()  # numbers sent of which nothing has been heard, on this connection
         self._settling = False
@@ -144,6 +144,11 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         """How many events were sent and have no final outcome yet."""
         return len(self._sent)
 
+    @property
+    def queued(self) -> bool:
+        """Whether an event waits to be sent."""
+        return bool(self._queue)
+
     async def _submit(self, events: Sequence[GuestEvent]) -> list[_Final]:
         if self._ended_by is not None:
             raise self._ended_by
@@ -151,6 +156,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             event_to_proto(self.name, 1, event)  # a number that does not fit is found before anything is sent
         waiters = [self._waiter() for _event in events]
         self._queue.extend(zip(events, waiters, strict=True))
+        self._session.has_queued(self)
         self.pump()
         return await asyncio.gather(*waiters)
 
@@ -169,7 +175,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self._settling = self._settling and bool(self._unheard)
         if not self._session.attached or self._settling:
             return
-        messages = []
+        events = []
         for _credit in range(min(self._session.credits_left, self._room)):
             entry = self._next()
             if entry is None:
@@ -179,8 +185,9 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             self._sent[seq] = waiter
             self._unheard.add(seq)
             self._step(seq, None)
-            messages.append(event_to_proto(self.name, seq, event))
-        self._session.send(messages)
+            events.append(NumberedEvent(self.name, seq, event))
+        self._session.under_way += len(events)
+        self._session.send(events)
 
     @property
     def _room(self) -> int:
@@ -205,7 +212,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
             self._queue.remove(entry)
         return entry
 
-    def attach(self, resume: VcpuResume) -> list[event_pb2.GuestEvent]:
+    def attach(self, resume: VcpuResume) -> list[NumberedEvent]:
         """Go on on a new connection: return what was sent and has no final outcome yet, under the same numbers.
 
         Raises:
@@ -215,7 +222,7 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self.intercepts = resume.intercepts
         known = [(seq, event) for seq in self._sent if (event := self._ledger.event(seq)) is not None]
         self._unheard = {seq for seq, _event in known}
-        return [event_to_proto(self.name, seq, event) for seq, event in sorted(known, key=lambda each: each[0])]
+        return [NumberedEvent(self.name, seq, event) for seq, event in sorted(known, key=lambda each: each[0])]
 
     def unknown_seq(self, resume: VcpuResume) -> int | None:
         """Return the number of an earlier agent's event whose final outcome this connection will not bring; or None."""
@@ -254,6 +261,8 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         self._step(seq, outcome)
         self._ledger.note(seq, outcome)
         waiter = self._sent.pop(seq)
+        self._session.under_way -= 1
+        self._session.has_received(self)
         if not waiter.done():
             waiter.set_result((seq, outcome))
         if isinstance(outcome, Gone):
@@ -266,6 +275,8 @@ class AsyncVcpuPort(Instructions[Coroutine[Any, Any, InstructionOutcome]]):
         again = sorted(each for each in self._sent if each >= seq)
         entries = [(self._ledger.event(each), self._sent.pop(each)) for each in again]
         self._queue.extendleft(reversed([(event, waiter) for event, waiter in entries if event is not None]))
+        self._session.under_way -= len(entries)
+        self._session.has_queued(self)
         self._ledger.untake(seq)
         self._settling = True
         if not self._ledger.parked:

@@ -27,7 +27,8 @@ class Attachment:
         self._stub = stub
         self._outgoing: asyncio.Queue[session_pb2.AttachRequest | None] = asyncio.Queue()
         self._call: grpc.aio.StreamStreamCall[session_pb2.AttachRequest, session_pb2.AttachResponse] | None = None
-        self.send(session_pb2.AttachRequest(hello=session_pb2.AttachHello(session=key.name, epoch=key.epoch)))
+        hello = session_pb2.AttachHello(session=key.name, epoch=key.epoch, done_runs=True)
+        self.send(session_pb2.AttachRequest(hello=hello))
 
     def send(self, message: session_pb2.AttachRequest) -> None:
         """Write this when its turn comes."""

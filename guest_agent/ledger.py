@@ -26,18 +26,19 @@ class SeqLedger:
     def __init__(self, vcpu: str, *, next_seq: int = 1, pending_seq: int | None = None) -> None:
         self.vcpu = vcpu
         self.next_seq = next_seq
+        #: In ascending order, since numbers are taken so.
         self._waiting: dict[int, GuestEvent | None] = {} if pending_seq is None else {pending_seq: None}
         self._pending: dict[int, Pending] = {}
 
     @property
     def under_way(self) -> tuple[int, ...]:
         """Numbers of the events without a final outcome, ascending."""
-        return tuple(sorted(self._waiting))
+        return tuple(self._waiting)
 
     @property
     def received_through(self) -> int:
         """The number up to which every final outcome has been received; 0 for none."""
-        return (min(self._waiting) if self._waiting else self.next_seq) - 1
+        return next(iter(self._waiting), self.next_seq) - 1
 
     @property
     def parked(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar, assert_never
 
 from fpstate.v1 import event_pb2 as pb
+from fpstate.v1 import session_pb2
 from fpstate.v1.common_pb2 import InterceptState, Reallocation
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -53,7 +54,7 @@ NS_PER_S = 1_000_000_000
 
 M = TypeVar("M", bound=Message)
 
-_TILE_OPS = {
+TILE_OPS = {
     TileOp.LDTILECFG: pb.TILE_OP_LDTILECFG,
     TileOp.STTILECFG: pb.TILE_OP_STTILECFG,
     TileOp.TILERELEASE: pb.TILE_OP_TILERELEASE,
@@ -61,7 +62,7 @@ _TILE_OPS = {
     TileOp.TILESTORED: pb.TILE_OP_TILESTORED,
     TileOp.TILEZERO: pb.TILE_OP_TILEZERO,
 }
-_XSAVE_INSNS = {
+XSAVE_INSNS = {
     XsaveInsn.XSAVE: pb.XSAVE_INSN_XSAVE,
     XsaveInsn.XSAVEOPT: pb.XSAVE_INSN_XSAVEOPT,
     XsaveInsn.XSAVEC: pb.XSAVE_INSN_XSAVEC,
@@ -111,7 +112,7 @@ def event_to_proto(vcpu: str, seq: int, event: GuestEvent) -> pb.GuestEvent:  # 
         case RegisterRead(feature=feature, offset=offset, length=length):
             message.register_read.CopyFrom(pb.RegisterRead(feature=feature, offset=offset, length=length))
         case Tile(op=op, tile=tile, memory=memory):
-            message.tile.CopyFrom(pb.TileInstruction(op=_TILE_OPS[op], tile=tile, memory=memory))
+            message.tile.CopyFrom(pb.TileInstruction(op=TILE_OPS[op], tile=tile, memory=memory))
         case XfdSync(xfd=xfd):
             message.xfd_sync.CopyFrom(pb.XfdSync(xfd=xfd))
         case Init():
@@ -124,14 +125,14 @@ def event_to_proto(vcpu: str, seq: int, event: GuestEvent) -> pb.GuestEvent:  # 
             message.write_cr4.CopyFrom(pb.WriteCr4(value=value))
         case Xsave(insn=insn, rfbm=rfbm, memory=memory, misaligned_by=misaligned_by):
             message.xsave.CopyFrom(
-                pb.XsaveInstruction(insn=_XSAVE_INSNS[insn], rfbm=rfbm, memory=memory, misaligned_by=misaligned_by)
+                pb.XsaveInstruction(insn=XSAVE_INSNS[insn], rfbm=rfbm, memory=memory, misaligned_by=misaligned_by)
             )
         case _:
             assert_never(event)
     return message
 
 
-def batch_to_proto(events: Iterable[pb.GuestEvent], *, received_through: dict[str, int]) -> pb.EventBatch:
+def batch_to_proto(events: Iterable[pb.GuestEvent], *, received_through: Mapping[str, int]) -> pb.EventBatch:
     """Return a batch of `events` (none: it only says what was received) with the number received through per vCPU."""
     marks = [pb.SeqMark(vcpu=vcpu, seq=seq) for vcpu, seq in received_through.items() if seq]
     batch = pb.EventBatch(outcomes_received_through=marks)
@@ -188,6 +189,11 @@ def _done(done: pb.Done) -> Done:
         reallocated=_growth(done.reallocated) if done.HasField("reallocated") else None,
         intercepts=intercepts_from_proto(done.intercepts) if done.HasField("intercepts") else None,
     )
+
+
+def done_of_run(run: session_pb2.DoneRun) -> Done:
+    """Return the one outcome that every event of a run has."""
+    return Done(skip_instruction=True, intercepts=intercepts_from_proto(run.intercepts))
 
 
 def _injected(inject: pb.Inject) -> Injected:

@@ -213,6 +213,7 @@ def _own(state: HostState, vm: VmRecord) -> None:
             exit_record.retry_ns += state.now_ns
         if exit_record.decision is DecisionKind.MIGRATE and exit_record.state is ExitState.APPLYING:
             exit_record.retry_ns = state.now_ns
+        state.deadlines.add(exit_record)
         state.effects.append(ExitChanged(exit_record.name))
 
 

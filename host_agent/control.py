@@ -37,6 +37,7 @@ def acquire(state: HostState, command: AcquireControl) -> ControlRecord:
         expires_ns=state.now_ns + lease_ns,
     )
     state.controls[record.name] = record
+    state.deadlines.add(record)
     return record
 
 

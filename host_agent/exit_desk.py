@@ -44,8 +44,9 @@ def open_exit(state: HostState, vcpu: Vcpu, seq: int, exited: ReallocExit) -> Ex
 
 
 def changed(state: HostState, record: ExitRecord) -> None:
-    """Note the revision, and what the last decision came to; let the watchers know."""
+    """Note the revision, the deadline, and what the last decision came to; let the watchers know."""
     record.updated_revision = state.revision
+    state.deadlines.add(record)
     state.audit.came_to(record)
     state.effects.append(ExitChanged(record.name))
 

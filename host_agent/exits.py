@@ -144,6 +144,11 @@ class ExitRecord:
         return bool(self.old_xfd & self.xfeatures)
 
     @property
+    def deadline_ns(self) -> int | None:
+        """When a retry or the default action comes by itself."""
+        return self.retry_ns if self.retry_ns is not None else self.expires_ns
+
+    @property
     def open(self) -> bool:
         """Whether the vCPU still waits on it."""
         return self.state in (ExitState.OPEN, ExitState.APPLYING, ExitState.PAUSED)

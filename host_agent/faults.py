@@ -55,6 +55,7 @@ def arm(state: HostState, command: ArmFault) -> ArmedFault:
         expires_ns=state.now_ns + command.lease_ns if command.lease_ns else None,
     )
     state.faults.arm(fault)
+    state.deadlines.add(fault)
     state.effects.append(FaultChanged("ARMED", fault))
     return fault
 

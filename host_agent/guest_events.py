@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
+
 from fpu_core.sched import switch_to
 from fpu_core.tile import TILE_BYTES, TILE_COUNT, TILECFG_BYTES, TileOp
 from fpu_core.xsave_insn import XSAVE_ALIGN
@@ -37,7 +40,7 @@ from host_agent.exit_desk import cancel_exit, open_exit
 from host_agent.exits import ExitResult
 from host_agent.kvm import intercept
 from host_agent.kvm.lifecycle import VcpuEvent, VcpuState
-from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, ReallocExit
+from host_agent.kvm.outcome import DONE, Done, Inject, Intercepted, PendingWrite, ReallocExit
 from host_agent.kvm.vcpu import Vcpu, clear_cr4, init_vcpu
 from host_agent.state import HostState, TaskRecord, VmRecord
 from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, runner, thread_of
@@ -45,8 +48,23 @@ from host_agent.tasks import enter_guest, leave_guest, move_to_cpu, run_on_cpu, 
 
 def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explicit: bool) -> OutcomeKind:
     """Execute event ``seq``; raises ``Refused`` for a mistake, after which nothing has changed."""
-    vm = state.vms[vcpu.vm.account.name]
-    state.act_for(vm.name, state.vcpu_name(vcpu), type(kind).__name__)
+    vm_name = vcpu.vm.account.name
+    vm = state.vms[vm_name]
+    state.act_for(vm_name, state.vcpu_name(vcpu), type(kind).__name__)
+    execute = _INSTRUCTIONS.get(type(kind))
+    if execute is None:
+        return _no_instruction(state, vm, vcpu, kind, explicit=explicit)
+    if type(kind) in _CHECKED:
+        check_operands(kind)
+    if vcpu.state is not VcpuState.ENTERED:
+        _enter_implicitly(state, vm, vcpu, explicit=explicit)
+    task = runner(vm, vcpu)
+    if task.fpu.cpu is None:
+        run_on_cpu(vm, task)
+    return _executed(state, vcpu, seq, task, execute(vcpu, kind))
+
+
+def _no_instruction(state: HostState, vm: VmRecord, vcpu: Vcpu, kind: EventKind, *, explicit: bool) -> OutcomeKind:
     match kind:
         case Enter():
             return _enter(state, vm, vcpu, kind)
@@ -62,19 +80,13 @@ def run_event(state: HostState, vcpu: Vcpu, seq: int, kind: EventKind, *, explic
             vcpu.has_run = True  # how else could it execute HLT
             if vcpu.state is VcpuState.ENTERED and not explicit:
                 leave_guest(vm, vcpu)
-            return done_outcome(vcpu, Done())
+            return done_outcome(vcpu, DONE)
         case _:
-            return _instruction(state, vm, vcpu, seq, kind, explicit=explicit)
+            raise AssertionError(f"{kind} is no event")
 
 
-def _instruction(
-    state: HostState, vm: VmRecord, vcpu: Vcpu, seq: int, kind: EventKind, *, explicit: bool
-) -> OutcomeKind:
-    check_operands(kind)
-    _entered(state, vm, vcpu, explicit=explicit)
-    task = runner(vm, vcpu)
-    run_on_cpu(vm, task)
-    result = _intercept(vcpu, kind)
+def _executed(state: HostState, vcpu: Vcpu, seq: int, task: TaskRecord, result: Intercepted) -> OutcomeKind:
+    """What became of an instruction that ``task`` ran."""
     if isinstance(result, ReallocExit):
         task.vcpu = None
         record = open_exit(state, vcpu, seq, result)
@@ -82,34 +94,6 @@ def _instruction(
     if isinstance(result, Inject):
         return InjectOutcome(result.vector, result.error_code, result.xfd_err)
     return done_outcome(vcpu, result)
-
-
-def _intercept(vcpu: Vcpu, kind: EventKind) -> Intercepted:  # noqa: C901 -- one case a kind
-    match kind:
-        case Xsetbv(index, value, cpl):
-            return intercept.handle_xsetbv(vcpu, index=index, value=value, cpl=cpl)
-        case Wrmsr(msr, value):
-            return intercept.handle_wrmsr(vcpu, msr=msr, value=value)
-        case Rdmsr(msr):
-            return intercept.handle_rdmsr(vcpu, msr=msr)
-        case Nm(cr0_ts):
-            return intercept.handle_nm(vcpu, cr0_ts=cr0_ts)
-        case RegisterWrite(feature, offset, data):
-            return intercept.write_register(vcpu, feature=feature, offset=offset, data=data)
-        case RegisterRead(feature, offset, length):
-            return intercept.read_register(vcpu, feature=feature, offset=offset, length=length)
-        case Tile(op, tile, memory):
-            return intercept.execute_tile(vcpu, op=op, tile=tile, memory=memory)
-        case Xsave(insn, rfbm, memory, misaligned_by):
-            return intercept.execute_xsave(vcpu, insn=insn, rfbm=rfbm, memory=memory, address=misaligned_by)
-        case XfdSync(xfd):
-            return _xfd_sync(vcpu, xfd)
-        case Xgetbv(index):
-            return intercept.handle_xgetbv(vcpu, index=index)
-        case WriteCr4(value):
-            return intercept.handle_write_cr4(vcpu, value=value)
-        case _:
-            raise AssertionError(f"{kind} is no instruction")
 
 
 def _xfd_sync(vcpu: Vcpu, xfd: int) -> Done:
@@ -123,6 +107,28 @@ def _xfd_sync(vcpu: Vcpu, xfd: int) -> Done:
             xfd=hex(error.xfd),
             xfeatures=hex(error.missing),
         ) from error
+
+
+#: Each instruction, and how it executes; each function is given its own kind.
+_INSTRUCTIONS: Final[dict[type, Callable[[Vcpu, Any], Intercepted]]] = {
+    Xsetbv: lambda vcpu, e: intercept.handle_xsetbv(vcpu, index=e.index, value=e.value, cpl=e.cpl),
+    Wrmsr: lambda vcpu, e: intercept.handle_wrmsr(vcpu, msr=e.msr, value=e.value),
+    Rdmsr: lambda vcpu, e: intercept.handle_rdmsr(vcpu, msr=e.msr),
+    Nm: lambda vcpu, e: intercept.handle_nm(vcpu, cr0_ts=e.cr0_ts),
+    RegisterWrite: lambda vcpu, e: intercept.write_register(vcpu, feature=e.feature, offset=e.offset, data=e.data),
+    RegisterRead: lambda vcpu, e: intercept.read_register(vcpu, feature=e.feature, offset=e.offset, length=e.length),
+    Tile: lambda vcpu, e: intercept.execute_tile(vcpu, op=e.op, tile=e.tile, memory=e.memory),
+    Xsave: lambda vcpu, e: intercept.execute_xsave(
+        vcpu, insn=e.insn, rfbm=e.rfbm, memory=e.memory, address=e.misaligned_by
+    ),
+    XfdSync: lambda vcpu, e: _xfd_sync(vcpu, e.xfd),
+    Xgetbv: lambda vcpu, e: intercept.handle_xgetbv(vcpu, index=e.index),
+    WriteCr4: lambda vcpu, e: intercept.handle_write_cr4(vcpu, value=e.value),
+}
+
+
+#: Those with operands that no processor would have seen.
+_CHECKED: Final = frozenset({Tile, Xsave, Xsetbv})
 
 
 def check_operands(kind: EventKind) -> None:
@@ -147,10 +153,8 @@ def check_operands(kind: EventKind) -> None:
 # -- entering and leaving ----------------------------------------------------------------------------------------------
 
 
-def _entered(state: HostState, vm: VmRecord, vcpu: Vcpu, *, explicit: bool) -> None:
+def _enter_implicitly(state: HostState, vm: VmRecord, vcpu: Vcpu, *, explicit: bool) -> None:
     """Instructions execute in the guest. IMPLICIT enters as needed, and takes the thread from another vCPU of it."""
-    if vcpu.state is VcpuState.ENTERED:
-        return
     if explicit:
         _need_entered(state, vcpu)
     task = own_task(state, vm, vcpu)
@@ -245,20 +249,27 @@ def _need_entered(state: HostState, vcpu: Vcpu) -> None:
 
 def done_outcome(vcpu: Vcpu, done: Done | None) -> DoneOutcome:
     """An effect, with the interception as it is now. Without ``done`` there was no instruction to skip."""
+    if done is None:
+        return DoneOutcome(skip_instruction=False, intercepts=intercepts(vcpu))
+    if done.value is None and not done.data and done.reallocated is None:
+        return _PLAIN_DONE[vcpu.xfd_passthrough, vcpu.nm_intercept]
     growth = None
-    if done is not None and done.reallocated is not None:
+    if done.reallocated is not None:
         grown = done.reallocated
         growth = Growth(grown.old_size_bytes, grown.new_size_bytes, vcpu.fpstate.xfeatures)
-    return DoneOutcome(
-        value=done.value if done is not None else None,
-        data=done.data if done is not None else b"",
-        skip_instruction=done is not None,
-        reallocated=growth,
-        intercepts=intercepts(vcpu),
-    )
+    return DoneOutcome(value=done.value, data=done.data, reallocated=growth, intercepts=intercepts(vcpu))
 
 
 def intercepts(vcpu: Vcpu) -> Intercepts:
     """What is intercepted of this vCPU now."""
-    armed = not vcpu.xfd_passthrough
-    return Intercepts(xfd_read=armed, xfd_write=armed, nm=vcpu.nm_intercept)
+    return _INTERCEPTS[vcpu.xfd_passthrough, vcpu.nm_intercept]
+
+
+#: By (XFD passes through, #NM is taken). Values that most outcomes hold are made once.
+_INTERCEPTS: Final = {
+    (passes, nm): Intercepts(xfd_read=not passes, xfd_write=not passes, nm=nm)
+    for passes in (False, True)
+    for nm in (False, True)
+}
+#: What an event comes to that has nothing to say.
+_PLAIN_DONE: Final = {which: DoneOutcome(intercepts=seen) for which, seen in _INTERCEPTS.items()}

@@ -150,6 +150,15 @@ def what_is_elsewhere_is_not_here(state: HostState) -> Violations:
             yield f"{name} has gone to {moved.target} and is here"
 
 
+def deadlines_are_indexed(state: HostState) -> Violations:
+    """What the index says is due next is the earliest deadline that there is."""
+    first = min((each.deadline_ns for each in state.timed() if each.deadline_ns is not None), default=None)
+    if first is not None and not state.deadlines.may_be_due(first):  # before it puts itself in order
+        yield f"the index does not see that something is due at {first}"
+    if state.deadlines.first_ns() != first:
+        yield f"the index says {state.deadlines.first_ns()}, the records {first}"
+
+
 INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     room_for_what_is_enabled,
     growth_is_seen,
@@ -164,6 +173,7 @@ INVARIANTS: tuple[Callable[[HostState], Violations], ...] = (
     migrations_are_in_the_books,
     what_leaves_stands_still,
     what_is_elsewhere_is_not_here,
+    deadlines_are_indexed,
 )
 
 

@@ -100,5 +100,6 @@ def begin_leaving(state: HostState, vm: VmRecord, target: str) -> MigrationRecor
         issue_directive(state, vcpu, "PAUSE", f"the VM is leaving for {target}")
     state.leaving[vm.name] = record
     state.migrations[record.name] = record
+    state.deadlines.add(record)
     state.effects.append(MigrationChanged(record.name))
     return record

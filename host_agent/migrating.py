@@ -145,5 +145,6 @@ def _run_again(state: HostState, record: MigrationRecord) -> None:
             exit_record.expires_ns += stood_ns
         if exit_record.retry_ns is not None:
             exit_record.retry_ns += stood_ns
+        state.deadlines.add(exit_record)
         if exit_record.decision is DecisionKind.MIGRATE and exit_record.state is ExitState.APPLYING:
             next_generation(state, vcpu, exit_record, ExitState.OPEN)

@@ -79,6 +79,7 @@ def open_session(state: HostState, command: OpenSession) -> Opened:
         explicit=command.explicit,
     )
     state.sessions[session.name] = session
+    state.deadlines.add(session)
     for name, vcpu in vcpus.items():
         _take_over(state, session, name, vcpu)
     state.effects.append(VcpusTaken(session.name, session.epoch, tuple(vcpus)))
@@ -150,7 +151,7 @@ def submit(state: HostState, command: SubmitBatch) -> tuple[Outcome, ...]:
         vcpu = session.vcpus.get(name)
         if vcpu is not None and not (state.leaving and vcpu.vm.account.name in state.leaving):
             _forget(state.side(vcpu), seq)
-    return tuple(_one(state, session, event) for event in command.events)
+    return tuple([_one(state, session, event) for event in command.events])
 
 
 def _forget(side: VcpuSide, through: int) -> None:
@@ -204,7 +205,8 @@ def _take(state: HostState, session: SessionRecord, vcpu: Vcpu, side: VcpuSide, 
         side.outcomes[event.seq] = outcome
         return outcome
     try:
-        _check_runnable(event.vcpu, vcpu)
+        if vcpu.state is not VcpuState.ENTERED:
+            _check_runnable(event.vcpu, vcpu)
         kind = run_event(state, vcpu, event.seq, event.kind, explicit=session.explicit)
         outcome = Outcome(event.vcpu, event.seq, kind)
     except Refused as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 from fault_lab.injection.hit import Hit
@@ -16,6 +17,7 @@ from fpu_core.invariants import CoreView, PermissionHistory
 from fpu_core.rt_signal import SignalFrame
 from fpu_core.trace import CoreTracer
 from host_agent.audit import Audit
+from host_agent.deadlines import Deadlines, Timed
 from host_agent.effects import Effect, FaultChanged
 from host_agent.errors import Reason, Refused
 from host_agent.events import Directive, Outcome
@@ -156,6 +158,11 @@ class SessionRecord:
         """The resource name."""
         return f"sessions/{self.id}"
 
+    @property
+    def deadline_ns(self) -> int:
+        """When its lease is over."""
+        return self.expires_ns
+
 
 @dataclass(slots=True, eq=False)
 class ControlRecord:
@@ -174,6 +181,11 @@ class ControlRecord:
     def name(self) -> str:
         """The resource name."""
         return f"controls/{self.id}"
+
+    @property
+    def deadline_ns(self) -> int:
+        """When its lease is over."""
+        return self.expires_ns
 
 
 @dataclass(slots=True, eq=False)
@@ -222,17 +234,48 @@ class HostState:
     acting_trigger: str = ""
     #: The components a container is about to grow by.
     acting_xfeatures: int = 0
+    #: What is due next. Follows from the rest.
+    deadlines: Deadlines = field(init=False)
 
     def __post_init__(self) -> None:
         self.first_boot_id = self.first_boot_id or self.config.boot_id
         self.allocator.host.limit_bytes = self.config.byte_limit
         self.hook_faults()
+        self.index_deadlines()
 
     def hook_faults(self) -> None:
         """Be asked at the core's fault points."""
         self.allocator.should_fail = self._should_fail
         for platform in self.platforms.values():
             platform.host.may_grow = self.may_grow
+
+    def index_deadlines(self) -> None:
+        """Make the index of deadlines anew."""
+        self.deadlines = Deadlines(self._is_live, self.timed)
+        self.deadlines.sweep()
+
+    def timed(self) -> Iterator[Timed]:
+        """Every record that has a deadline, or may have one."""
+        yield from self.sessions.values()
+        yield from self.controls.values()
+        yield from self.faults.armed.values()
+        yield from self.leaving.values()
+        yield from (record for record in self.exits.values() if record.vm not in self.leaving)
+
+    def _is_live(self, record: Timed) -> bool:
+        match record:
+            case SessionRecord():
+                return self.sessions.get(record.name) is record
+            case ControlRecord():
+                return self.controls.get(record.name) is record
+            case ArmedFault():
+                return self.faults.armed.get(record.name) is record
+            case MigrationRecord():
+                return self.leaving.get(record.vm) is record
+            case ExitRecord():  # the clock of one whose VM is leaving stands
+                return self.exits.get(record.name) is record and record.vm not in self.leaving
+            case _:
+                raise AssertionError(f"{record} has no deadline")
 
     def _should_fail(self, point: str, _account: str, size_bytes: int) -> Errno:
         """The allocator's hook."""
@@ -288,6 +331,7 @@ class HostState:
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
         self.hook_faults()
+        self.index_deadlines()  # it asks the state whether a record is live
         self.listen(tracer)
 
     def act_for(self, vm: str, vcpu: str = "", trigger: str = "") -> None:

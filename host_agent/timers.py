@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from host_agent import migrating
 from host_agent.decisions import deadline_passed, delay_passed
-from host_agent.exits import ExitState
+from host_agent.exits import ExitRecord, ExitState
 from host_agent.faults import expire
 from host_agent.sessions import end_session
 from host_agent.state import HostState
@@ -14,31 +12,7 @@ from host_agent.state import HostState
 
 def next_deadline_ns(state: HostState) -> int | None:
     """The earliest moment at which something is due; None where nothing ever is."""
-    return min(_deadlines(state), default=None)
-
-
-def _deadlines(state: HostState) -> Iterator[int]:
-    for session in state.sessions.values():
-        yield session.expires_ns
-    for control in state.controls.values():
-        yield control.expires_ns
-    for fault in state.faults.armed.values():
-        if fault.expires_ns is not None:
-            yield fault.expires_ns
-    for migration in state.leaving.values():
-        if migration.deadline_ns is not None:
-            yield migration.deadline_ns
-    yield from _exit_deadlines(state)
-
-
-def _exit_deadlines(state: HostState) -> Iterator[int]:
-    for record in state.exits.values():
-        if record.vm in state.leaving:
-            continue  # its clock stands
-        if record.retry_ns is not None:
-            yield record.retry_ns
-        elif record.expires_ns is not None:
-            yield record.expires_ns
+    return state.deadlines.first_ns()
 
 
 def due(state: HostState) -> bool:
@@ -47,6 +21,8 @@ def due(state: HostState) -> bool:
     Returns whether anything was.
     """
     now_ns = state.now_ns
+    if not state.deadlines.may_be_due(now_ns):
+        return False
     first = next_deadline_ns(state)
     if first is None or first > now_ns:
         return False
@@ -60,10 +36,13 @@ def due(state: HostState) -> bool:
         if migration.deadline_ns is not None and migration.deadline_ns <= now_ns:
             migrating.deadline_passed(state, migration)
     for record in list(state.exits.values()):
-        if record.vm in state.leaving:
-            continue  # its clock stands
-        if record.retry_ns is not None and record.retry_ns <= now_ns:
-            delay_passed(state, record)
-        elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= now_ns:
-            deadline_passed(state, record)
+        if record.vm not in state.leaving:  # else its clock stands
+            _exit_due(state, record)
     return True
+
+
+def _exit_due(state: HostState, record: ExitRecord) -> None:
+    if record.retry_ns is not None and record.retry_ns <= state.now_ns:
+        delay_passed(state, record)
+    elif record.state is ExitState.OPEN and record.expires_ns is not None and record.expires_ns <= state.now_ns:
+        deadline_passed(state, record)

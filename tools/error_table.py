@@ -221,6 +221,9 @@ def _read(name: str, tree: ast.Module) -> _Module:
             case ast.FunctionDef(name=own) | ast.AsyncFunctionDef(name=own):
                 module.functions[own] = _Function(name, "", node)
                 module.names[own] = f"{name}.{own}"
+            case ast.AnnAssign(target=ast.Name(id=own), value=ast.Dict()):  # a table, of functions for instance
+                module.functions[own] = _Function(name, "", node)
+                module.names[own] = f"{name}.{own}"
             case ast.ClassDef(name=own, body=body):
                 methods = [each for each in body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
                 module.functions |= {f"{own}.{each.name}": _Function(name, own, each) for each in methods}

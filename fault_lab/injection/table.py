@@ -42,6 +42,11 @@ class ArmedFault:
     counted: int = 0
 
     @property
+    def deadline_ns(self) -> int | None:
+        """When it is disarmed by itself."""
+        return self.expires_ns
+
+    @property
     def gated_out(self) -> bool:
         """Whether this run has the fault armed in vain."""
         if self.gate_ppm >= PPM:

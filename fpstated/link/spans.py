@@ -48,7 +48,7 @@ def exporting() -> bool:
     """Whether somebody has set up a provider: until then OpenTelemetry has a stand-in."""
     if otel is None:
         return False  # type: ignore[unreachable]  # only where it is not installed
-    return not isinstance(otel.get_tracer_provider(), otel.ProxyTracerProvider | otel.NoOpTracerProvider)
+    return type(otel.get_tracer_provider()) not in (otel.ProxyTracerProvider, otel.NoOpTracerProvider)
 
 
 @contextmanager

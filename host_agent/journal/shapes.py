@@ -65,7 +65,7 @@ def fields_of(cls: type) -> tuple[str, ...]:
 
 #: Records, which change and are somebody: each with the fields that are made anew.
 RECORDS: Final[dict[type, frozenset[str]]] = {
-    HostState: frozenset({"effects", "tracer"}),
+    HostState: frozenset({"deadlines", "effects", "tracer"}),
     state.Platform: frozenset(),
     fpu.FpuHost: frozenset({"config", "may_grow", "preemptible", "tracer"}),
     Cpu: frozenset({"config", "eager", "interrupted", "tracer"}),
@@ -142,6 +142,7 @@ def remake(host: HostState) -> None:
         for cpu in platform.cpus:
             cpu.config = config
             cpu.interrupted = None
+    host.index_deadlines()
     host.listen(None)
 
 

@@ -17,7 +17,7 @@ from fpu_core.xsave_insn import XsaveInsn, xrstor_from_memory, xsave_to_memory
 from host_agent.kvm.cpuid import X86_CR4_OSXSAVE
 from host_agent.kvm.cr4 import cr4_error
 from host_agent.kvm.growth import needs_action, update_intercepts
-from host_agent.kvm.outcome import Done, Inject, Intercepted, PendingWrite, Trigger, gp
+from host_agent.kvm.outcome import DONE, Done, Inject, Intercepted, PendingWrite, Trigger, gp
 from host_agent.kvm.run import guest_window
 from host_agent.kvm.vcpu import Vcpu
 from host_agent.kvm.xcr0 import xcr0_error
@@ -67,7 +67,7 @@ def handle_write_cr4(vcpu: Vcpu, *, value: int) -> Done | Inject:
     if error is not None:
         return gp(f"CR4: {error}")
     vcpu.cr4_written = value
-    return Done()
+    return DONE
 
 
 def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
@@ -81,7 +81,7 @@ def handle_wrmsr(vcpu: Vcpu, *, msr: int, value: int) -> Intercepted:
         return gp(f"bits {value & ~vcpu.xfd_allowed:#x} are not supported in MSR {msr:#x}")
     if msr == MSR_IA32_XFD_ERR:
         vcpu.guest.xfd_err = value
-        return Done()
+        return DONE
     return vcpu.vm.policy.execute_write(vcpu, PendingWrite(Trigger.WRMSR_XFD, vcpu.xcr0, value))
 
 
@@ -101,7 +101,7 @@ def _write_xss(vcpu: Vcpu, value: int) -> Done | Inject:
     if error is not None:
         return gp(f"XSS: {error}")
     vcpu.xss = value
-    return Done()
+    return DONE
 
 
 def _xfd_msr_refused(vcpu: Vcpu, msr: int) -> Inject | None:
@@ -137,7 +137,7 @@ def handle_xfd_sync(vcpu: Vcpu, *, xfd: int) -> Done:
         cpu.xfd = xfd
         sync_guest_vmexit_xfd_state(cpu)
     update_intercepts(vcpu)
-    return Done()
+    return DONE
 
 
 def write_register(vcpu: Vcpu, *, feature: int, offset: int, data: bytes) -> Done | Inject:
@@ -147,7 +147,7 @@ def write_register(vcpu: Vcpu, *, feature: int, offset: int, data: bytes) -> Don
         fault = cpu.register_fault(feature, vcpu.enabled_xcr0)
         if fault is None:
             fault = cpu.write_register(feature, offset, data)
-    return Done() if fault is None else _inject(vcpu, fault)
+    return DONE if fault is None else _inject(vcpu, fault)
 
 
 def read_register(vcpu: Vcpu, *, feature: int, offset: int, length: int) -> Done | Inject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 from fpu_core.cpu import Vector
 from fpu_core.realloc import Reallocated, ReallocFailed
@@ -35,6 +36,10 @@ class Done:
     value: int | None = None
     data: bytes = b""
     reallocated: Reallocated | None = None
+
+
+#: What most instructions come to.
+DONE: Final = Done()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,6 @@ Source: arch/x86/kvm/x86.c, vcpu_enter_guest(), kvm_load_guest_xsave_state(), kv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from fpu_core.alloc import AllocFailure
 from fpu_core.context import running_cpu
 from fpu_core.cpu import Cpu
@@ -46,7 +43,7 @@ def vcpu_enter(vcpu: Vcpu, fpu: Fpu) -> AllocFailure | None:
 def check_entry(vcpu: Vcpu) -> None:
     """The invariant of every guest entry: the container holds every dynamic feature that is enabled and not armed."""
     live = vcpu.xcr0 & ~vcpu.fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC
-    core_assert(not live & ~vcpu.fpstate.xfeatures, f"{vcpu} enters with {live:#x} enabled and no room for it")
+    core_assert(not live & ~vcpu.fpstate.xfeatures, "{} enters with {:#x} enabled and no room for it", vcpu, live)
 
 
 def vcpu_leave(vcpu: Vcpu) -> SwapResult:
@@ -74,31 +71,39 @@ def _runner(vcpu: Vcpu) -> Fpu:
     return vcpu.fpu
 
 
-@contextmanager
-def guest_window(vcpu: Vcpu) -> Iterator[Cpu]:
+class guest_window:  # noqa: N801 -- reads as a statement: ``with guest_window(vcpu) as cpu:``
     """The guest executes: its XCR0, XSS, PKRU and XFD_ERR are in the registers, and the host's are back afterwards.
 
     Order as in KVM: before entry, load the registers if they are not ours, then XFD_ERR if it is not zero. After the
     exit, XFD_ERR is read only for an #NM that XFD caused, and zero is written back before anybody else can look.
     """
-    fpu = _runner(vcpu)
-    cpu = running_cpu(fpu)
-    switch_fpu_return(fpu)
-    host_xcr0, host_xss, host_pkru = cpu.xcr0, cpu.xss, read_pkru(cpu)
-    if vcpu.cr4 & X86_CR4_OSXSAVE:
-        cpu.xcr0 = vcpu.xcr0
-        if "XSAVES" in vcpu.cpuid.features:
-            cpu.xss = vcpu.xss
-    write_pkru(cpu, vcpu.pkru)
-    if vcpu.guest.xfd_err:
-        cpu.xfd_err = vcpu.guest.xfd_err
-    try:
-        yield cpu
-    finally:
+
+    __slots__ = ("_cpu", "_host_pkru", "_host_xcr0", "_host_xss", "_vcpu")
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+
+    def __enter__(self) -> Cpu:
+        vcpu = self._vcpu
+        fpu = _runner(vcpu)
+        self._cpu = cpu = running_cpu(fpu)
+        switch_fpu_return(fpu)
+        self._host_xcr0, self._host_xss, self._host_pkru = cpu.xcr0, cpu.xss, read_pkru(cpu)
+        if vcpu.cr4 & X86_CR4_OSXSAVE:
+            cpu.xcr0 = vcpu.xcr0
+            if "XSAVES" in vcpu.cpuid.features:
+                cpu.xss = vcpu.xss
+        write_pkru(cpu, vcpu.pkru)
+        if vcpu.guest.xfd_err:
+            cpu.xfd_err = vcpu.guest.xfd_err
+        return cpu
+
+    def __exit__(self, *_error: object) -> None:
+        cpu, vcpu = self._cpu, self._vcpu
         if cpu.xfd_err and vcpu.fpstate.xfd:
             vcpu.guest.xfd_err = cpu.xfd_err
         if vcpu.guest.xfd_err:
             cpu.xfd_err = 0
-        cpu.xcr0, cpu.xss = host_xcr0, host_xss
+        cpu.xcr0, cpu.xss = self._host_xcr0, self._host_xss
         vcpu.pkru = read_pkru(cpu)
-        write_pkru(cpu, host_pkru)
+        write_pkru(cpu, self._host_pkru)

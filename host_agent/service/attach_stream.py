@@ -26,6 +26,7 @@ from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.limits import OUTBOX_MAX, OUTCOME_BYTES_MAX, OUTCOMES_PER_MESSAGE_MAX
 from host_agent.service.translate.batch import batch_from_proto
+from host_agent.service.translate.done_run import outcomes_in_runs
 from host_agent.service.translate.fields import duration, header, session_name, vcpu_name
 from host_agent.service.translate.outcome import directive_to_proto, outcome_to_proto, resume_to_proto
 from host_agent.state import NS_PER_S
@@ -40,6 +41,7 @@ class AttachStream:
         self.session = session_name("hello.session", hello.session)
         self._agent = agent
         self._epoch = hello.epoch
+        self._done_runs = hello.done_runs
         agent.submit(KeepAlive(session=self.session, epoch=hello.epoch))
         self._vcpus = self._asked_for(hello.vcpus)
         self._queue: deque[_Item] = deque()
@@ -215,10 +217,13 @@ class AttachStream:
             outcomes.append(item)
             size_bytes += len(item.kind.data) if isinstance(item.kind, DoneOutcome) else 0
             self._queue.popleft()
-        return session_pb2.Outcomes(
-            outcomes=[outcome_to_proto(outcome) for outcome in outcomes],
-            durable_through=seq_marks(self._agent.state, self.session, outcomes),
+        made = (
+            outcomes_in_runs(outcomes)
+            if self._done_runs
+            else session_pb2.Outcomes(outcomes=[outcome_to_proto(outcome) for outcome in outcomes])
         )
+        made.durable_through.extend(seq_marks(self._agent.state, self.session, outcomes))
+        return made
 
 
 def out_of_order(expected: str, got: str) -> Failure:

@@ -14,7 +14,7 @@ from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure
 from host_agent.service.translate.batch import Batch, rejected
 from host_agent.sessions import Resume, resume
-from host_agent.state import HostState, SessionRecord, VcpuSide
+from host_agent.state import HostState, SessionRecord
 
 Then = Callable[[list[Outcome]], None]
 
@@ -44,7 +44,7 @@ def _credits_left(state: HostState, session: str, wanted: int) -> int:
     record = state.sessions.get(session)
     if record is None or wanted + len(record.vcpus) <= session_credits(len(state.sessions)):
         return wanted
-    pending = sum(isinstance(vcpu.agent, VcpuSide) and vcpu.agent.exit is not None for vcpu in record.vcpus.values())
+    pending = sum(each.vcpu in record.vcpus for each in state.exits.values())
     return max(1, session_credits(len(state.sessions)) - pending)
 
 

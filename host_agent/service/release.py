@@ -18,12 +18,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from host_agent.journal.journal import Journal
+from host_agent.journal.journal import Journal, NoJournal
 from host_agent.service.layers import Behaviour, Context, Layer, Method
 
 
 class ReleaseLayer(Layer):
     """Around the methods of the ``fpstate.`` packages. Health and reflection know nothing of commands, and pass.
+
+    On an ephemeral host everything passes: nothing is waited for.
 
     Outside of the layers that ask who calls: they look into the machine as well, and what they refuse says so.
     """
@@ -33,7 +35,7 @@ class ReleaseLayer(Layer):
 
     def wrap(self, behaviour: Behaviour, method: Method) -> Behaviour:
         """The behaviour with the wait behind everything that comes out of it."""
-        if not method.service.startswith("fpstate."):
+        if not method.service.startswith("fpstate.") or isinstance(self._journal, NoJournal):
             return behaviour
         if inspect.isasyncgenfunction(behaviour):
             return _stream(behaviour, self._journal)

@@ -36,7 +36,7 @@ from fpstate.v1 import (
     watch_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from fpu_core.trace import CoreTracer
 from host_agent.journal.durable import DurableJournal
@@ -65,7 +65,7 @@ from host_agent.service.fault_watch import FaultWatchers
 from host_agent.service.health import HealthService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import LayerStack
+from host_agent.service.layers import layered
 from host_agent.service.limit_layer import LimitLayer
 from host_agent.service.limits import BOOKMARK_INTERVAL_S, CALL_DEADLINE_S, MESSAGE_BYTES_MAX, PATIENCE_S
 from host_agent.service.metrics import HostMetrics
@@ -187,8 +187,8 @@ class HostServer:
         if isinstance(self._listen, UnixAddress):
             prepare_socket(self._listen)
         self.agent.start()
-        server = grpc.aio.server(interceptors=[self._layers()], options=_OPTIONS)
-        healths = await self._add_services(server)
+        server = grpc.aio.server(options=_OPTIONS)
+        healths = await self._add_services(self._layered(server))
         try:
             await self._start_admin(healths)  # before the socket is there: one that was bound is not given back
             self._bind(server)
@@ -200,10 +200,11 @@ class HostServer:
         self._server = server
         _log.info("serving on %s", self.address)
 
-    def _layers(self) -> LayerStack:
-        """In the order of ``layers.py``, outermost first."""
+    def _layered(self, server: grpc.aio.Server) -> grpc.aio.Server:
+        """What services are added to, so that their methods are inside all layers, in the order of ``layers.py``."""
         local = local_principal(self._options.socket_identity)
-        return LayerStack(
+        return layered(
+            server,
             PatienceLayer(self._patience_s),
             TraceLayer(),
             self.metrics.layer,
@@ -248,7 +249,10 @@ class HostServer:
         await self._add_health(healths, server)
         if self._options.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            # Not enable_server_reflection(): what it adds depends on the class of the server that it is given.
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+                reflection.aio.ReflectionServicer(names), server
+            )
         return healths
 
     async def _add_health(self, healths: health.aio.HealthServicer, server: grpc.aio.Server) -> None:

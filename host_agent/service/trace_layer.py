@@ -16,14 +16,17 @@ current_call: ContextVar[tuple[Method, Context] | None] = ContextVar("call", def
 
 
 class TraceLayer(Layer):
-    """Outermost: what every other layer logs has the trace."""
+    """Outermost: what every other layer logs has the trace. Whether spans are exported is settled when it is made."""
+
+    def __init__(self) -> None:
+        self._exporting = exporting()
 
     def enter(self, method: Method, request: Any, context: Context) -> tuple[Any, Any]:  # noqa: ANN401
         """Be in the caller's trace while the call is served."""
         current_call.set((method, context))
         if method.is_stream:
             set_trace(_trace(context))  # now: its tasks are to share it
-        elif exporting():
+        elif self._exporting:
             attributes = {"rpc.system": "grpc", "rpc.method": method.name}
             parent = trace_of(context.invocation_metadata())
             entered = span(f"{method.service}/{method.name}", parent, server=True, **attributes)

@@ -292,3 +292,47 @@ async def test_a_stream_that_was_dropped_takes_nothing_with_it(world: World) -> 
     await world.resolve(control, pending.pending.exit, RETRY)
     request = session_pb2.WaitOutcomeRequest(session=guest.session, epoch=guest.epoch, vcpu=guest.vcpu, seq=1)
     assert (await world.sessions.WaitOutcome(request)).outcome.HasField("done")
+
+
+def expanded(outcomes: session_pb2.Outcomes) -> dict[tuple[str, int], event_pb2.EventOutcome]:
+    """Outcomes by vCPU and number, each event of a run with its own."""
+    found = {(each.vcpu, each.seq): each for each in outcomes.outcomes}
+    for run in outcomes.done_runs:
+        for seq in range(run.first_seq, run.last_seq + 1):
+            assert (run.vcpu, seq) not in found
+            done = event_pb2.Done(skip_instruction=True, intercepts=run.intercepts)
+            found[run.vcpu, seq] = event_pb2.EventOutcome(vcpu=run.vcpu, seq=seq, done=done)
+    return found
+
+
+async def test_what_has_nothing_to_say_goes_in_runs(world: World) -> None:
+    """For who asks: the same outcomes, fewer messages. A value, a growth, new intercepts end a run; so does a gap."""
+    vm = await world.vm(vcpus=2)
+    a, b = f"{vm}/vcpus/0", f"{vm}/vcpus/1"
+    guest = await world.guest(a, b)
+    wrmsr = event_pb2.Wrmsr(msr=0x1C4)
+    events = [
+        *(guest.event(a, wrmsr=wrmsr), guest.event(b, wrmsr=wrmsr), guest.event(a, wrmsr=wrmsr)),
+        *(guest.event(a, rdmsr=event_pb2.Rdmsr(msr=0x1C4)), guest.event(a, hlt=event_pb2.Hlt())),
+        *(guest.enable_tiles(a), guest.event(a, wrmsr=event_pb2.Wrmsr(msr=0x1C4, value=1 << 18))),
+        *(guest.event(a, hlt=event_pb2.Hlt()), guest.event(b, wrmsr=wrmsr)),
+    ]
+    hello = guest.hello()
+    hello.hello.done_runs = True
+    stream = world.sessions.Attach()
+    try:
+        await stream.write(hello)
+        await read(stream)
+        await stream.write(guest.batch(*events))
+        outcomes = (await read(stream)).outcomes
+    finally:
+        stream.cancel()
+    assert [(run.vcpu, run.first_seq, run.last_seq) for run in outcomes.done_runs] == [
+        (a, 1, 2),
+        (b, 1, 2),
+        (a, 4, 4),
+        (a, 6, 7),
+    ]
+    assert [(each.vcpu, each.seq) for each in outcomes.outcomes] == [(a, 3), (a, 5)]
+    again = await guest.submit(*events)
+    assert expanded(outcomes) == {(each.vcpu, each.seq): each for each in again}

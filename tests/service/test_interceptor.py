@@ -15,7 +15,7 @@ from fpstate.v1 import host_pb2, host_pb2_grpc
 from fpu_core.errors import CoreBug
 from host_agent.service.errors import Failure
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import Context, LayerStack
+from host_agent.service.layers import Context, layered
 from tests.service.world import TIMEOUT_S, error_info
 
 
@@ -35,9 +35,9 @@ class StandIn(host_pb2_grpc.HostServiceServicer):
 async def served(
     tmp_path: Path, behave: Callable[[], Awaitable[None]], deadline_s: float = TIMEOUT_S
 ) -> AsyncIterator[host_pb2_grpc.HostServiceAsyncStub]:
-    """The stand-in behind the interceptor."""
-    server = grpc.aio.server(interceptors=[LayerStack(ErrorInterceptor(deadline_s))])
-    host_pb2_grpc.add_HostServiceServicer_to_server(StandIn(behave), server)
+    """The stand-in behind the layer."""
+    server = grpc.aio.server()
+    host_pb2_grpc.add_HostServiceServicer_to_server(StandIn(behave), layered(server, ErrorInterceptor(deadline_s)))
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     try:

@@ -7,12 +7,14 @@ import struct
 import grpc
 import pytest
 from fpstate.v1 import event_pb2, session_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fpu_core.tile import TileOp
 from fpu_core.xsave_insn import XsaveInsn
 from host_agent import events as e
 from host_agent.service.errors import Failure
-from host_agent.service.translate.packed import Record, decode, encode
+from host_agent.service.translate.packed import Record, careful, decode, encode, quick
 from tests.service.world import XCR0_AMX, World, error_info
 
 VCPU = "vms/a/vcpus/0"
@@ -114,6 +116,36 @@ def test_a_record_that_is_wrong_is_its_own_event() -> None:
     assert isinstance(wrong[2], Failure)
     assert wrong[2].field == "packed.records[0].tile.op"
     assert right[2] == e.GuestEvent(VCPU, 2, e.Hlt())
+
+
+RECORDS = st.lists(
+    st.builds(
+        Record,
+        kind=st.integers(2, 19),
+        flags=st.integers(0, 4),
+        ordinal=st.integers(0, 2),
+        arg=st.sampled_from([0, 1, 0x1C4, 0xFFFF_FFFF]),
+        seq=st.integers(0, 3),
+        value=st.sampled_from([0, 1, 7, 64 | 32 << 32, 0xFFFF_FFFF_FFFF_FFFF]),
+        payload=st.sampled_from([b"", b"m", b"vms/a/tasks/t1", b"\xff", bytes(8)]),
+    ),
+    max_size=4,
+)
+
+
+@given(records=RECORDS, cut=st.integers(0, 3))
+def test_the_quick_reader_reads_what_the_careful_one_does(records: list[Record], cut: int) -> None:
+    """It returns the same, or leaves it to the careful one: where a record is wrong, or cut short."""
+    vcpus = [VCPU, "vms/a/vcpus/1"]
+    raw = encode(vcpus, records).records
+    raw = raw[: len(raw) - cut]
+    found = quick(vcpus, raw)
+    try:
+        wanted = careful("packed", vcpus, raw)
+    except Failure:
+        assert found is None
+        return
+    assert found == (None if any(isinstance(event, Failure) for _, _, event in wanted) else wanted)
 
 
 @pytest.mark.asyncio

@@ -287,7 +287,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 @pytest.mark.asyncio
-async def test_a_call_and_a_batch_are_spans_and_a_stream_is_none(world: World, exported: InMemorySpanExporter) -> None:
+async def test_a_call_and_a_batch_are_spans_and_a_stream_is_none(exported: InMemorySpanExporter, world: World) -> None:
     """Each in the caller's trace, below the caller's span."""
     guest = await world.guest()
     exported.clear()

@@ -23,7 +23,7 @@ from guest_agent.host import Host
 from guest_agent.session import open_session
 from host_agent.service import interceptor
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import Context, LayerStack
+from host_agent.service.layers import Context, layered
 from host_agent.service.trace_layer import current_call
 from host_agent.state import HostConfig
 from tests.traps.bare import TIMEOUT_S, bare, until
@@ -89,9 +89,10 @@ class Exits(exit_pb2_grpc.ExitServiceServicer):
 @pytest.mark.parametrize("kind", ["unary", "server_stream", "bidi_stream"])
 async def test_a_stray_cancellation_is_answered_at_once(tmp_path: Path, kind: str) -> None:
     """With CANCELLED, long before anybody's deadline; there is none here."""
-    server = grpc.aio.server(interceptors=[LayerStack(ErrorInterceptor(3600))])
-    session_pb2_grpc.add_GuestSessionServiceServicer_to_server(Sessions(), server)
-    exit_pb2_grpc.add_ExitServiceServicer_to_server(Exits(), server)
+    server = grpc.aio.server()
+    inside = layered(server, ErrorInterceptor(3600))
+    session_pb2_grpc.add_GuestSessionServiceServicer_to_server(Sessions(), inside)
+    exit_pb2_grpc.add_ExitServiceServicer_to_server(Exits(), inside)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:

@@ -25,7 +25,7 @@ from host_agent.service.exit_service import ExitService
 from host_agent.service.fault_service import FaultService
 from host_agent.service.host_service import HostService
 from host_agent.service.interceptor import ErrorInterceptor
-from host_agent.service.layers import LayerStack
+from host_agent.service.layers import layered
 from host_agent.service.migration_service import MigrationService
 from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
@@ -116,8 +116,9 @@ class Plain(host_pb2_grpc.HostServiceServicer):
 @pytest.mark.asyncio
 async def test_a_plain_function_is_a_bug_and_not_a_hang(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The layers call it on the loop, and find that nothing can be awaited."""
-    server = grpc.aio.server(interceptors=[LayerStack(ErrorInterceptor(3600))])
-    host_pb2_grpc.add_HostServiceServicer_to_server(Plain(), server)
+    server = grpc.aio.server()
+    inside = layered(server, ErrorInterceptor(3600))
+    host_pb2_grpc.add_HostServiceServicer_to_server(Plain(), inside)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from fpu_core.fpu import fpstate_set_realloc_request
 from fpu_core.realloc import ReallocFailed
 from host_agent.kvm.growth import commit, needs_action, parked, update_intercepts
-from host_agent.kvm.outcome import Done, PendingWrite, ReallocExit
+from host_agent.kvm.outcome import DONE, Done, PendingWrite, ReallocExit
 from host_agent.kvm.policy.allocation_policy import AllocationPolicy
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.vcpu import Vcpu
@@ -31,7 +31,7 @@ class OnSwap(AllocationPolicy):
         missing = needs_action(vcpu, xcr0=write.xcr0, xfd=write.xfd)
         if not missing:
             commit(vcpu, write)
-            return Done()
+            return DONE
         return self._leave_and_grow(vcpu, write, missing)
 
     def _leave_and_grow(self, vcpu: Vcpu, write: PendingWrite, missing: int) -> Done | ReallocExit:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
@@ -44,11 +44,11 @@ class Principal:
     name: str
     vms: frozenset[str] = frozenset()
     trust_domain: str = ""
+    #: What tells it from every other principal; its VMs may change under it.
+    id: str = field(init=False)
 
-    @property
-    def id(self) -> str:
-        """What tells it from every other principal; its VMs may change under it."""
-        return f"{self.trust_domain or 'local'}/{self.role.value}/{self.name}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", f"{self.trust_domain or 'local'}/{self.role.value}/{self.name}")
 
 
 #: Nobody was asked: calls inside the process, and tests of single layers.

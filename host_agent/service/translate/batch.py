@@ -19,36 +19,39 @@ from host_agent.service.translate.packed import decode
 class Batch:
     """A batch that was read. ``outcomes`` has one place per event: filled here where the event is malformed."""
 
+    #: The field of the message that the events came in: event number nr is ``path[nr]``.
+    path: str = ""
     outcomes: list[Outcome | None] = field(default_factory=list)
     events: list[GuestEvent] = field(default_factory=list)
-    #: For each of ``events``: its place, and the path of the message it came in.
-    places: list[tuple[int, str]] = field(default_factory=list)
+    #: For each of ``events``: its place.
+    places: list[int] = field(default_factory=list)
     received: tuple[tuple[str, int], ...] = ()
 
-    def add(self, path: str, vcpu: str, seq: int, read: GuestEvent | Failure) -> None:
+    def add(self, vcpu: str, seq: int, read: GuestEvent | Failure) -> None:
         """Take the next event, or the reason why it is none."""
         if isinstance(read, Failure):
             if seq < 1 or read.field.endswith((".vcpu", ".seq")):  # whose number it was cannot be said
                 self.outcomes.append(rejected(vcpu, seq, read))
                 return
             read = GuestEvent(vcpu, seq, Malformed(read.reason, read.text, read.field, read.metadata))
-        self.places.append((len(self.outcomes), path))
+        self.places.append(len(self.outcomes))
         self.events.append(read)
         self.outcomes.append(None)
 
     def only_blocked(self, outcomes: Sequence[Outcome]) -> Batch:
         """The events of this batch that were blocked, at their places among ``outcomes``, to be applied once more."""
-        again = Batch(outcomes=list(outcomes))
-        for (place, path), event in zip(self.places, self.events, strict=True):
+        again = Batch(self.path, outcomes=list(outcomes))
+        for place, event in zip(self.places, self.events, strict=True):
             if isinstance(outcomes[place].kind, BlockedOutcome):
-                again.places.append((place, path))
+                again.places.append(place)
                 again.events.append(event)
         return again
 
     def settle(self, replies: Sequence[Outcome]) -> list[Outcome]:
         """Put the machine's outcomes into their places and return all, in the order of the batch."""
-        for (place, path), event, outcome in zip(self.places, self.events, replies, strict=True):
-            self.outcomes[place] = with_path(path, event, outcome)
+        for place, event, outcome in zip(self.places, self.events, replies, strict=True):
+            said = isinstance(outcome.kind, RejectedOutcome)
+            self.outcomes[place] = with_path(f"{self.path}[{place}]", event, outcome) if said else outcome
         settled = [outcome for outcome in self.outcomes if outcome is not None]
         assert len(settled) == len(self.outcomes), "every event has an outcome"
         return settled
@@ -65,14 +68,15 @@ def batch_from_proto(path: str, message: event_pb2.EventBatch) -> Batch:
     match message.WhichOneof("body"):
         case "events":
             _check_length(path, len(message.events.events))
+            batch.path = f"{path}.events.events"
             for nr, event in enumerate(message.events.events):
-                here = f"{path}.events.events[{nr}]"
-                batch.add(here, event.vcpu, event.seq, _read(here, event))
+                batch.add(event.vcpu, event.seq, _read(batch.path, nr, event))
         case "packed":
             records = decode(f"{path}.packed", message.packed)
             _check_length(path, len(records))
-            for nr, (vcpu, seq, read) in enumerate(records):
-                batch.add(f"{path}.packed.records[{nr}]", vcpu, seq, read)
+            batch.path = f"{path}.packed.records"
+            for vcpu, seq, read in records:
+                batch.add(vcpu, seq, read)
         case None:
             pass  # a batch that only says what was received
     return batch
@@ -84,9 +88,14 @@ def _check_length(path: str, events: int) -> None:
         raise Failure.because("LIMIT_REACHED", text, limit="events_per_batch_max", maximum=EVENTS_PER_BATCH_MAX)
 
 
-def _read(path: str, message: event_pb2.GuestEvent) -> GuestEvent | Failure:
+def _read(path: str, nr: int, message: event_pb2.GuestEvent) -> GuestEvent | Failure:
+    """Where something is wrong it is read once more, to say where: paths are made for those that need one."""
     try:
-        return event_from_proto(path, message)
+        return event_from_proto("", message)
+    except Failure:
+        pass
+    try:
+        return event_from_proto(f"{path}[{nr}]", message)
     except Failure as failure:
         return failure
 

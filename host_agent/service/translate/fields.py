@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from fpstate.v1 import common_pb2
@@ -45,7 +46,13 @@ def vm_name(path: str, value: str) -> str:
 
 def vcpu_name(path: str, value: str) -> str:
     """`vms/{vm}/vcpus/{index}`, the index without leading zeros."""
-    return _matching(_VCPU, path, "vms/{vm}/vcpus/{index}", value)
+    return value if _is_vcpu_name(value) else _matching(_VCPU, path, "vms/{vm}/vcpus/{index}", value)
+
+
+@lru_cache(maxsize=4096)
+def _is_vcpu_name(value: str) -> bool:
+    """Asked for every event, mostly of the same few."""
+    return _VCPU.fullmatch(value) is not None
 
 
 def task_name(path: str, value: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from fpstate.v1 import event_pb2
 
@@ -22,8 +23,7 @@ from host_agent.service.translate.fields import vcpu_name
 _HEADER: Final = struct.Struct("<HHIIIQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record, its parts where the layout has them; ``payload`` without its padding."""
 
     kind: int
@@ -115,7 +115,59 @@ def decode(path: str, packed: event_pb2.PackedEvents) -> list[tuple[str, int, e.
     vcpus = [vcpu_name(f"{path}.vcpus[{nr}]", name) for nr, name in enumerate(packed.vcpus)]
     if len(set(vcpus)) != len(vcpus):
         raise field_invalid(f"{path}.vcpus", "each vCPU once", ", ".join(vcpus))
-    records = list(_records(f"{path}.records", packed.records))
+    return quick(vcpus, packed.records) or careful(path, vcpus, packed.records)
+
+
+def quick(vcpus: Sequence[str], raw: bytes) -> list[tuple[str, int, e.GuestEvent | Failure]] | None:
+    """What ``careful`` returns where nothing is wrong; None where something is, which that has to say."""
+    found: list[tuple[str, int, e.GuestEvent | Failure]] = []
+    at = 0
+    unpack, header_bytes = _HEADER.unpack_from, _HEADER.size
+    try:
+        while at < len(raw):
+            kind, flags, size, ordinal, arg, seq, value = unpack(raw, at)
+            at += header_bytes
+            vcpu = vcpus[ordinal]
+            if not size:
+                made = _without_payload(kind, flags, arg, value)
+            else:
+                begin, at = at, at + _padded(size)
+                if at > len(raw) or any(raw[begin + size : at]) or not _is_usable(kind, flags, bool(arg), bool(value)):
+                    return None
+                record = Record(kind, flags, ordinal, arg, seq, value, raw[begin : begin + size])
+                made = _LAYOUTS[kind][1].make("", vcpu, record)
+            if made is None or not seq:
+                return None
+            found.append((vcpu, seq, e.GuestEvent(vcpu, seq, made)))
+    except (struct.error, IndexError, Failure):
+        return None
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _without_payload(kind: int, flags: int, arg: int, value: int) -> e.EventKind | None:
+    """The kind of a record, None where something is wrong with it. Guests write few values, again and again."""
+    record = Record(kind, flags, 0, arg, 1, value, b"")
+    try:
+        _check("", record, 1)
+        return _LAYOUTS[kind][1].make("", "", record)
+    except Failure:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _is_usable(kind: int, flags: int, arg: bool, value: bool) -> bool:  # noqa: FBT001
+    """Whether a kind takes a payload with these flags, and an argument or a value that is not zero."""
+    try:
+        _check("", Record(kind, flags, 0, int(arg), 1, int(value), b"."), 1)
+    except Failure:
+        return False
+    return True
+
+
+def careful(path: str, vcpus: Sequence[str], raw: bytes) -> list[tuple[str, int, e.GuestEvent | Failure]]:
+    """Read one record after the other and name what is wrong. Raises ``Failure`` for a malformed message."""
+    records = list(_records(f"{path}.records", raw))
     for nr, record in enumerate(records):
         _check(f"{path}.records[{nr}]", record, len(vcpus))
     return [_event(f"{path}.records[{nr}]", record, vcpus[record.ordinal]) for nr, record in enumerate(records)]

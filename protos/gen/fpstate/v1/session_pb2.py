@@ -27,7 +27,7 @@ from fpstate.v1 import event_pb2 as fpstate_dot_v1_dot_event__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66pstate/v1/session.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x16\x66pstate/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9b\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x63lient_name\x18\x03 \x01(\t\x12\r\n\x05vcpus\x18\x04 \x03(\t\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08run_mode\x18\x06 \x01(\x0e\x32\x13.fpstate.v1.RunMode\"\xbc\x01\n\x12OpenSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\r\n\x05vcpus\x18\x03 \x03(\t\x12\x1d\n\x15required_capabilities\x18\x04 \x03(\t\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08run_mode\x18\x06 \x01(\x0e\x32\x13.fpstate.v1.RunMode\"\xc3\x01\n\x13OpenSessionResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05vcpus\x18\x05 \x03(\x0b\x32\x16.fpstate.v1.VcpuResume\x12\x0f\n\x07\x63redits\x18\x06 \x01(\r\"\xa9\x01\n\nVcpuResume\x12\x0c\n\x04vcpu\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x10\n\x08next_seq\x18\x04 \x01(\x04\x12)\n\x07pending\x18\x05 \x01(\x0b\x32\x18.fpstate.v1.EventOutcome\x12.\n\nintercepts\x18\x06 \x01(\x0b\x32\x1a.fpstate.v1.InterceptState\"2\n\x10KeepAliveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"i\n\x11KeepAliveResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13\x43loseSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"B\n\x14\x43loseSessionResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\"\x9d\x01\n\rAttachRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.fpstate.v1.AttachHelloH\x00\x12\'\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x16.fpstate.v1.EventBatchH\x00\x12\x31\n\rdirective_ack\x18\x03 \x01(\x0b\x32\x18.fpstate.v1.DirectiveAckH\x00\x42\x06\n\x04\x62ody\"<\n\x0b\x41ttachHello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05vcpus\x18\x03 \x03(\t\"(\n\x0c\x44irectiveAck\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04vcpu\x18\x02 \x01(\t\"\x96\x02\n\x0e\x41ttachResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12(\n\x08\x61ttached\x18\x02 \x01(\x0b\x32\x14.fpstate.v1.AttachedH\x00\x12(\n\x08outcomes\x18\x03 \x01(\x0b\x32\x14.fpstate.v1.OutcomesH\x00\x12&\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x13.fpstate.v1.CreditsH\x00\x12(\n\x08\x64raining\x18\x05 \x01(\x0b\x32\x14.fpstate.v1.DrainingH\x00\x12*\n\tdirective\x18\x06 \x01(\x0b\x32\x15.fpstate.v1.DirectiveH\x00\x42\x06\n\x04\x62ody\"B\n\x08\x41ttached\x12%\n\x05vcpus\x18\x01 \x03(\x0b\x32\x16.fpstate.v1.VcpuResume\x12\x0f\n\x07\x63redits\x18\x02 \x01(\r\"d\n\x08Outcomes\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.fpstate.v1.EventOutcome\x12,\n\x0f\x64urable_through\x18\x02 \x03(\x0b\x32\x13.fpstate.v1.SeqMark\"\x19\n\x07\x43redits\x12\x0e\n\x06\x65vents\x18\x01 \x01(\r\"K\n\x08\x44raining\x12\x15\n\rresume_target\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x80\x01\n\x13SubmitEventsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x16.fpstate.v1.EventBatch\x12\"\n\x04wait\x18\x04 \x01(\x0e\x32\x14.fpstate.v1.WaitMode\"j\n\x14SubmitEventsResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12&\n\x08outcomes\x18\x02 \x01(\x0b\x32\x14.fpstate.v1.Outcomes\"O\n\x12WaitOutcomeRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04vcpu\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x04\"l\n\x13WaitOutcomeResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12)\n\x07outcome\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.EventOutcome\"H\n\x13ListSessionsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x82\x01\n\x14ListSessionsResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12%\n\x08sessions\x18\x02 \x03(\x0b\x32\x13.fpstate.v1.Session\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*Q\n\x07RunMode\x12\x18\n\x14RUN_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_MODE_IMPLICIT\x10\x01\x12\x15\n\x11RUN_MODE_EXPLICIT\x10\x02*R\n\x08WaitMode\x12\x19\n\x15WAIT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAIT_MODE_ACCEPTED\x10\x01\x12\x13\n\x0fWAIT_MODE_FINAL\x10\x02\x32\xbd\x04\n\x13GuestSessionService\x12N\n\x0bOpenSession\x12\x1e.fpstate.v1.OpenSessionRequest\x1a\x1f.fpstate.v1.OpenSessionResponse\x12H\n\tKeepAlive\x12\x1c.fpstate.v1.KeepAliveRequest\x1a\x1d.fpstate.v1.KeepAliveResponse\x12Q\n\x0c\x43loseSession\x12\x1f.fpstate.v1.CloseSessionRequest\x1a .fpstate.v1.CloseSessionResponse\x12\x43\n\x06\x41ttach\x12\x19.fpstate.v1.AttachRequest\x1a\x1a.fpstate.v1.AttachResponse(\x01\x30\x01\x12Q\n\x0cSubmitEvents\x12\x1f.fpstate.v1.SubmitEventsRequest\x1a .fpstate.v1.SubmitEventsResponse\x12N\n\x0bWaitOutcome\x12\x1e.fpstate.v1.WaitOutcomeRequest\x1a\x1f.fpstate.v1.WaitOutcomeResponse\x12Q\n\x0cListSessions\x12\x1f.fpstate.v1.ListSessionsRequest\x1a .fpstate.v1.ListSessionsResponseBt\n\x0e\x64\x65v.fpstate.v1B\x0cSessionProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66pstate/v1/session.proto\x12\nfpstate.v1\x1a\x17\x66pstate/v1/common.proto\x1a\x16\x66pstate/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9b\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x63lient_name\x18\x03 \x01(\t\x12\r\n\x05vcpus\x18\x04 \x03(\t\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08run_mode\x18\x06 \x01(\x0e\x32\x13.fpstate.v1.RunMode\"\xbc\x01\n\x12OpenSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63lient_name\x18\x02 \x01(\t\x12\r\n\x05vcpus\x18\x03 \x03(\t\x12\x1d\n\x15required_capabilities\x18\x04 \x03(\t\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x08run_mode\x18\x06 \x01(\x0e\x32\x13.fpstate.v1.RunMode\"\xc3\x01\n\x13OpenSessionResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05vcpus\x18\x05 \x03(\x0b\x32\x16.fpstate.v1.VcpuResume\x12\x0f\n\x07\x63redits\x18\x06 \x01(\r\"\xa9\x01\n\nVcpuResume\x12\x0c\n\x04vcpu\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\r\x12\x10\n\x08next_seq\x18\x04 \x01(\x04\x12)\n\x07pending\x18\x05 \x01(\x0b\x32\x18.fpstate.v1.EventOutcome\x12.\n\nintercepts\x18\x06 \x01(\x0b\x32\x1a.fpstate.v1.InterceptState\"2\n\x10KeepAliveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"i\n\x11KeepAliveResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13\x43loseSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"B\n\x14\x43loseSessionResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\"\x9d\x01\n\rAttachRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.fpstate.v1.AttachHelloH\x00\x12\'\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x16.fpstate.v1.EventBatchH\x00\x12\x31\n\rdirective_ack\x18\x03 \x01(\x0b\x32\x18.fpstate.v1.DirectiveAckH\x00\x42\x06\n\x04\x62ody\"O\n\x0b\x41ttachHello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05vcpus\x18\x03 \x03(\t\x12\x11\n\tdone_runs\x18\x04 \x01(\x08\"(\n\x0c\x44irectiveAck\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04vcpu\x18\x02 \x01(\t\"\x96\x02\n\x0e\x41ttachResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12(\n\x08\x61ttached\x18\x02 \x01(\x0b\x32\x14.fpstate.v1.AttachedH\x00\x12(\n\x08outcomes\x18\x03 \x01(\x0b\x32\x14.fpstate.v1.OutcomesH\x00\x12&\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x13.fpstate.v1.CreditsH\x00\x12(\n\x08\x64raining\x18\x05 \x01(\x0b\x32\x14.fpstate.v1.DrainingH\x00\x12*\n\tdirective\x18\x06 \x01(\x0b\x32\x15.fpstate.v1.DirectiveH\x00\x42\x06\n\x04\x62ody\"B\n\x08\x41ttached\x12%\n\x05vcpus\x18\x01 \x03(\x0b\x32\x16.fpstate.v1.VcpuResume\x12\x0f\n\x07\x63redits\x18\x02 \x01(\r\"\x8c\x01\n\x08Outcomes\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.fpstate.v1.EventOutcome\x12,\n\x0f\x64urable_through\x18\x02 \x03(\x0b\x32\x13.fpstate.v1.SeqMark\x12&\n\tdone_runs\x18\x03 \x03(\x0b\x32\x13.fpstate.v1.DoneRun\"l\n\x07\x44oneRun\x12\x0c\n\x04vcpu\x18\x01 \x01(\t\x12\x11\n\tfirst_seq\x18\x02 \x01(\x04\x12\x10\n\x08last_seq\x18\x03 \x01(\x04\x12.\n\nintercepts\x18\x04 \x01(\x0b\x32\x1a.fpstate.v1.InterceptState\"\x19\n\x07\x43redits\x12\x0e\n\x06\x65vents\x18\x01 \x01(\r\"K\n\x08\x44raining\x12\x15\n\rresume_target\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x80\x01\n\x13SubmitEventsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32\x16.fpstate.v1.EventBatch\x12\"\n\x04wait\x18\x04 \x01(\x0e\x32\x14.fpstate.v1.WaitMode\"j\n\x14SubmitEventsResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12&\n\x08outcomes\x18\x02 \x01(\x0b\x32\x14.fpstate.v1.Outcomes\"O\n\x12WaitOutcomeRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04vcpu\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x04\"l\n\x13WaitOutcomeResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12)\n\x07outcome\x18\x02 \x01(\x0b\x32\x18.fpstate.v1.EventOutcome\"H\n\x13ListSessionsRequest\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x82\x01\n\x14ListSessionsResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.fpstate.v1.ResponseHeader\x12%\n\x08sessions\x18\x02 \x03(\x0b\x32\x13.fpstate.v1.Session\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*Q\n\x07RunMode\x12\x18\n\x14RUN_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_MODE_IMPLICIT\x10\x01\x12\x15\n\x11RUN_MODE_EXPLICIT\x10\x02*R\n\x08WaitMode\x12\x19\n\x15WAIT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12WAIT_MODE_ACCEPTED\x10\x01\x12\x13\n\x0fWAIT_MODE_FINAL\x10\x02\x32\xbd\x04\n\x13GuestSessionService\x12N\n\x0bOpenSession\x12\x1e.fpstate.v1.OpenSessionRequest\x1a\x1f.fpstate.v1.OpenSessionResponse\x12H\n\tKeepAlive\x12\x1c.fpstate.v1.KeepAliveRequest\x1a\x1d.fpstate.v1.KeepAliveResponse\x12Q\n\x0c\x43loseSession\x12\x1f.fpstate.v1.CloseSessionRequest\x1a .fpstate.v1.CloseSessionResponse\x12\x43\n\x06\x41ttach\x12\x19.fpstate.v1.AttachRequest\x1a\x1a.fpstate.v1.AttachResponse(\x01\x30\x01\x12Q\n\x0cSubmitEvents\x12\x1f.fpstate.v1.SubmitEventsRequest\x1a .fpstate.v1.SubmitEventsResponse\x12N\n\x0bWaitOutcome\x12\x1e.fpstate.v1.WaitOutcomeRequest\x1a\x1f.fpstate.v1.WaitOutcomeResponse\x12Q\n\x0cListSessions\x12\x1f.fpstate.v1.ListSessionsRequest\x1a .fpstate.v1.ListSessionsResponseBt\n\x0e\x64\x65v.fpstate.v1B\x0cSessionProtoP\x01Z$fpstate.dev/gen/fpstate/v1;fpstatev1\xa2\x02\x03\x46PS\xaa\x02\nFpstate.V1\xca\x02\nFpstate\\V1\xea\x02\x0b\x46pstate::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fpstate.v1.session_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.fpstate.v1B\014SessionProtoP\001Z$fpstate.dev/gen/fpstate/v1;fpstatev1\242\002\003FPS\252\002\nFpstate.V1\312\002\nFpstate\\V1\352\002\013Fpstate::V1'
-  _globals['_RUNMODE']._serialized_start=2598
-  _globals['_RUNMODE']._serialized_end=2679
-  _globals['_WAITMODE']._serialized_start=2681
-  _globals['_WAITMODE']._serialized_end=2763
+  _globals['_RUNMODE']._serialized_start=2768
+  _globals['_RUNMODE']._serialized_end=2849
+  _globals['_WAITMODE']._serialized_start=2851
+  _globals['_WAITMODE']._serialized_end=2933
   _globals['_SESSION']._serialized_start=122
   _globals['_SESSION']._serialized_end=277
   _globals['_OPENSESSIONREQUEST']._serialized_start=280
@@ -58,31 +58,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=1143
   _globals['_ATTACHREQUEST']._serialized_end=1300
   _globals['_ATTACHHELLO']._serialized_start=1302
-  _globals['_ATTACHHELLO']._serialized_end=1362
-  _globals['_DIRECTIVEACK']._serialized_start=1364
-  _globals['_DIRECTIVEACK']._serialized_end=1404
-  _globals['_ATTACHRESPONSE']._serialized_start=1407
-  _globals['_ATTACHRESPONSE']._serialized_end=1685
-  _globals['_ATTACHED']._serialized_start=1687
-  _globals['_ATTACHED']._serialized_end=1753
-  _globals['_OUTCOMES']._serialized_start=1755
-  _globals['_OUTCOMES']._serialized_end=1855
-  _globals['_CREDITS']._serialized_start=1857
-  _globals['_CREDITS']._serialized_end=1882
-  _globals['_DRAINING']._serialized_start=1884
-  _globals['_DRAINING']._serialized_end=1959
-  _globals['_SUBMITEVENTSREQUEST']._serialized_start=1962
-  _globals['_SUBMITEVENTSREQUEST']._serialized_end=2090
-  _globals['_SUBMITEVENTSRESPONSE']._serialized_start=2092
-  _globals['_SUBMITEVENTSRESPONSE']._serialized_end=2198
-  _globals['_WAITOUTCOMEREQUEST']._serialized_start=2200
-  _globals['_WAITOUTCOMEREQUEST']._serialized_end=2279
-  _globals['_WAITOUTCOMERESPONSE']._serialized_start=2281
-  _globals['_WAITOUTCOMERESPONSE']._serialized_end=2389
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=2391
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=2463
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=2466
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=2596
-  _globals['_GUESTSESSIONSERVICE']._serialized_start=2766
-  _globals['_GUESTSESSIONSERVICE']._serialized_end=3339
+  _globals['_ATTACHHELLO']._serialized_end=1381
+  _globals['_DIRECTIVEACK']._serialized_start=1383
+  _globals['_DIRECTIVEACK']._serialized_end=1423
+  _globals['_ATTACHRESPONSE']._serialized_start=1426
+  _globals['_ATTACHRESPONSE']._serialized_end=1704
+  _globals['_ATTACHED']._serialized_start=1706
+  _globals['_ATTACHED']._serialized_end=1772
+  _globals['_OUTCOMES']._serialized_start=1775
+  _globals['_OUTCOMES']._serialized_end=1915
+  _globals['_DONERUN']._serialized_start=1917
+  _globals['_DONERUN']._serialized_end=2025
+  _globals['_CREDITS']._serialized_start=2027
+  _globals['_CREDITS']._serialized_end=2052
+  _globals['_DRAINING']._serialized_start=2054
+  _globals['_DRAINING']._serialized_end=2129
+  _globals['_SUBMITEVENTSREQUEST']._serialized_start=2132
+  _globals['_SUBMITEVENTSREQUEST']._serialized_end=2260
+  _globals['_SUBMITEVENTSRESPONSE']._serialized_start=2262
+  _globals['_SUBMITEVENTSRESPONSE']._serialized_end=2368
+  _globals['_WAITOUTCOMEREQUEST']._serialized_start=2370
+  _globals['_WAITOUTCOMEREQUEST']._serialized_end=2449
+  _globals['_WAITOUTCOMERESPONSE']._serialized_start=2451
+  _globals['_WAITOUTCOMERESPONSE']._serialized_end=2559
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=2561
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=2633
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=2636
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=2766
+  _globals['_GUESTSESSIONSERVICE']._serialized_start=2936
+  _globals['_GUESTSESSIONSERVICE']._serialized_end=3509
 # @@protoc_insertion_point(module_scope)

@@ -423,10 +423,13 @@ class AttachHello(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
+    DONE_RUNS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session: `sessions/{session}`. Required."""
     epoch: _builtins.int
     """Its epoch."""
+    done_runs: _builtins.bool
+    """The client reads Outcomes.done_runs. False: every outcome is a message of its own."""
     @_builtins.property
     def vcpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The vCPUs of the session whose outcomes this stream is to receive. Empty: all of them."""
@@ -437,10 +440,11 @@ class AttachHello(_message.Message):
         session: _builtins.str = ...,
         epoch: _builtins.int = ...,
         vcpus: _abc.Iterable[_builtins.str] | None = ...,
+        done_runs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "session", b"session", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_runs", b"done_runs", "epoch", b"epoch", "session", b"session", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,6 +568,7 @@ class Outcomes(_message.Message):
 
     OUTCOMES_FIELD_NUMBER: _builtins.int
     DURABLE_THROUGH_FIELD_NUMBER: _builtins.int
+    DONE_RUNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.EventOutcome]:
         """In the order in which they became known. One event may appear first as pending, later with its final outcome."""
@@ -574,19 +579,64 @@ class Outcomes(_message.Message):
         anything (capability `durable`); the sender may forget them. Cumulative.
         """
 
+    @_builtins.property
+    def done_runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DoneRun]:
+        """Outcomes that have nothing to say, together; only where AttachHello.done_runs was set. None of these events is in
+        `outcomes` with its final outcome as well.
+        """
+
     def __init__(
         self,
         *,
         outcomes: _abc.Iterable[_event_pb2.EventOutcome] | None = ...,
         durable_through: _abc.Iterable[_event_pb2.SeqMark] | None = ...,
+        done_runs: _abc.Iterable[Global___DoneRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_through", b"durable_through", "outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_runs", b"done_runs", "durable_through", b"durable_through", "outcomes", b"outcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Outcomes: _TypeAlias = Outcomes  # noqa: Y015
+
+@_typing.final
+class DoneRun(_message.Message):
+    """Events of one vCPU whose final outcome is Done without a value, without data, with `skip_instruction`, without a
+    reallocation, and with these intercepts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    INTERCEPTS_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.str
+    """The vCPU: `vms/{vm}/vcpus/{index}`."""
+    first_seq: _builtins.int
+    """The number of the first of them."""
+    last_seq: _builtins.int
+    """The number of the last of them; every number between is one of them."""
+    @_builtins.property
+    def intercepts(self) -> _common_pb2.InterceptState:
+        """What has to leave the guest, after each of them."""
+
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.str = ...,
+        first_seq: _builtins.int = ...,
+        last_seq: _builtins.int = ...,
+        intercepts: _common_pb2.InterceptState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intercepts", b"intercepts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_seq", b"first_seq", "intercepts", b"intercepts", "last_seq", b"last_seq", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoneRun: _TypeAlias = DoneRun  # noqa: Y015
 
 @_typing.final
 class Credits(_message.Message):
