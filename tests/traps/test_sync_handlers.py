@@ -31,6 +31,7 @@ from host_agent.service.session_service import GuestSessionService
 from host_agent.service.task_service import TaskService
 from host_agent.service.vcpu_service import VcpuService
 from host_agent.service.vm_service import VmService
+from host_agent.service.watch_service import WatchService
 from tests.service.calls import method_descriptor
 from tests.traps.bare import TIMEOUT_S, bare
 
@@ -45,6 +46,7 @@ SERVICERS: dict[str, type] = {
         TaskService,
         VcpuService,
         VmService,
+        WatchService,
     )
 }
 
