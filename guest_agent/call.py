@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 
@@ -36,6 +37,11 @@ class SessionHold(Protocol):
 
     def move(self, key: SessionKey, target: str) -> None:
         """Open a new session on another host in place of the one of `key`."""
+
+
+#: A call that lasted so long, in seconds, was in a host's hands, where it waited for a decision: what ended it is a new
+#: trouble. Where nobody is, a call fails sooner.
+HELD_S: Final = 5.0
 
 
 class BlockingCalls:
@@ -73,9 +79,12 @@ class BlockingCalls:
         patience = Patience(total_s=self._reconnect_s)
         while True:
             key = self._session.key
+            began_s = time.monotonic()
             try:
                 reply = self._call(start, key)
             except HostError as error:
+                if time.monotonic() - began_s >= HELD_S:
+                    patience.reset()
                 self._recover(error, key, patience)
                 continue
             refusal = refusal_in(reply)

@@ -543,3 +543,25 @@ def test_our_own_new_session_is_nobody_elses(reopened: bool) -> None:
         return
     with pytest.raises(HostError):
         calls.until_answered(start)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_patience_is_for_a_host_that_is_not_there(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that a host held for long and lost by its end begins a new patience: a decision may take several hosts."""
+    monkeypatch.setattr("guest_agent.call.HELD_S", 0.01 if held else 1000.0)
+    calls = BlockingCalls(_Hold(reopened=False), reconnect_s=0.2)
+    tries = iter(range(8))
+
+    class Lost(_Call):
+        def result(self) -> str:
+            time.sleep(0.02)
+            return super().result()
+
+    def start(_key: SessionKey) -> Any:  # noqa: ANN401 -- a future of grpc's
+        return Lost(HostError(Refusal("UNAVAILABLE", "cut")) if next(tries, None) is not None else None)
+
+    if held:
+        assert calls.until_answered(start) == "answer"
+        return
+    with pytest.raises(HostError, match="cut"):
+        calls.until_answered(start)
