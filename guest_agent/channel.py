@@ -28,7 +28,7 @@ _RETRIED_SERVICES = (
     "fpstate.v1.MigrationService",
     "fpstate.fault.v1.FaultService",
 )
-_RETRIED_SESSION_CALLS = ("OpenSession", "KeepAlive", "CloseSession", "SubmitEvents", "WaitOutcome")
+_RETRIED_SESSION_CALLS = ("OpenSession", "KeepAlive", "CloseSession", "SubmitEvents", "WaitOutcome", "ListSessions")
 
 #: Source: grpc/proposal A6-client-retries; AIP-194: UNAVAILABLE is the one code that is safe to retry blindly.
 _RETRY_POLICY = {

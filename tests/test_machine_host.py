@@ -303,10 +303,10 @@ def test_digest_notices(change: RegisterWrite | Wrmsr | Xsetbv | Hlt) -> None:
         pytest.param(["{}"], "line 1: expected the configuration", id="no configuration"),
         pytest.param(["x"], "line 1: not JSON", id="no JSON"),
         pytest.param(["CONFIG", "[]"], "line 2: expected an object", id="no object"),
-        pytest.param(["CONFIG", '{"at": 1}'], "line 2: not a command record", id="no command"),
+        pytest.param(["CONFIG", '{"at": 1}'], "line 2: expected a command, got NoneType", id="no command"),
         pytest.param(
             ["CONFIG", '{"at": 1, "command": {"type": "Explode"}}'],
-            "line 2: not a command record",
+            "line 2: not a record",
             id="no such command",
         ),
     ],
