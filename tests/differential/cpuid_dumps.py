@@ -62,8 +62,12 @@ def _missing(leaves: dict[tuple[int, int], CpuidRegs]) -> str:
 
 
 def _compare(report: Report, profile: CpuidProfile) -> None:
-    table = ComponentTable.from_profile(profile)
     where = profile.name
+    try:
+        table = ComponentTable.from_profile(profile)
+    except FieldError as refused:
+        report.compare(where, "its components contradict each other", str(refused), "")
+        return
     size = table.calculate_size(profile.xcr0_mask, compacted=False)
     report.compare(where, "0xD.0 ECX, the size of everything", size, profile.regs(0xD, 0).ecx)
     for nr, component in table.components.items():
