@@ -41,7 +41,16 @@ class Damage:
 
 def damage_campaign(folder: Path, seed: int, count: int) -> int:
     """Make a history under load, kill its host, and damage copies of what is left; returns the status."""
-    logging.getLogger("host_agent").setLevel(logging.CRITICAL)  # what is damaged is said a thousand times
+    log = logging.getLogger("host_agent")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what is damaged is said a thousand times
+    try:
+        return _campaign(folder, seed, count)
+    finally:
+        log.setLevel(level)
+
+
+def _campaign(folder: Path, seed: int, count: int) -> int:
     chance = random.Random(seed)
     directory = _history(folder, seed)
     good = _good(directory, folder / "copy")
