@@ -31,6 +31,7 @@ from host_agent import (
     errors,
     events,
     exits,
+    faults,
     migration_commands,
     migrations,
     sessions,
@@ -102,7 +103,7 @@ _VALUE_MODULES: Final = (
     *(audit, commands, task_commands, errors, events, exits, sessions, state),
     *(cpus, migration_commands, migrations, signals, tasks, vcpu_state, vms),
     *(caps, cpuid, lifecycle, outcome, shrink, alloc, fpu, tile),
-    *(action, attributes, hit, table),
+    *(action, attributes, faults, hit, table),
 )
 
 #: Objects without a state of their own, of which a record may hold the one that there is, by name.

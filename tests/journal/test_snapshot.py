@@ -6,6 +6,8 @@ import dataclasses
 import enum
 import hashlib
 import json
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from host_agent import exits, state
 from host_agent.journal.errors import DamagedError
 from host_agent.journal.graph import GraphError, GraphReader, GraphWriter
 from host_agent.journal.recovery import Recovered, recover, replay_records
-from host_agent.journal.shapes import RECORDS, SHAPES, fields_of
+from host_agent.journal.shapes import ENUMS, RECORDS, SHAPES, fields_of
 from host_agent.journal.snapshot import (
     SnapshotError,
     load_snapshot,
@@ -28,7 +30,7 @@ from host_agent.journal.snapshot import (
 from host_agent.journal.snapshotter import main, make_snapshot
 from host_agent.journal.store import Store
 from host_agent.kvm import caps, cpuid, vcpu
-from host_agent.machine import HostMachine
+from host_agent.machine import HANDLERS, HostMachine
 from tests.journal.rig import CONFIG, Scribe, changed_byte, history
 
 #: Classes of these modules that are no part of a host's state.
@@ -95,6 +97,25 @@ def test_every_class_with_state_has_a_shape(module: object) -> None:
         if not mine or issubclass(cls, enum.Enum | BaseException) or name in NOT_STATE or name.startswith("_"):
             continue
         assert not fields_of(cls) or name in SHAPES, f"{name} has fields and no shape: add it to RECORDS"
+
+
+def _classes(hint: object) -> Iterator[type]:
+    """The classes that a type hint is made of."""
+    args = typing.get_args(hint)
+    for each in args:
+        yield from _classes(each)
+    if not args and isinstance(hint, type):
+        yield hint
+
+
+@pytest.mark.parametrize("command", HANDLERS, ids=lambda command: command.__name__)
+def test_every_answer_has_a_shape(command: type) -> None:
+    """A request id keeps the answer of its command, so a snapshot holds it."""
+    for cls in _classes(typing.get_type_hints(HANDLERS[command])["return"]):
+        if dataclasses.is_dataclass(cls):
+            assert cls.__name__ in SHAPES, "add its module to _VALUE_MODULES, or the class to RECORDS"
+        elif issubclass(cls, enum.Enum):
+            assert cls.__name__ in ENUMS, "add its module to _VALUE_MODULES"
 
 
 def test_every_field_is_saved_or_made_anew() -> None:
