@@ -19,6 +19,7 @@ from fpstated.config.sources import Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.faults_command import faults
 from fpstated.journal_cli import journal
+from fpstated.sim_command import sim
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(certs, name="certs")
 app.add_typer(faults, name="faults")
 app.add_typer(journal, name="journal")
+app.add_typer(sim, name="sim")
 
 
 def _version(show: bool) -> None:
