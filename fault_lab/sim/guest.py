@@ -53,6 +53,8 @@ _PAUSE_NS: Final = (_S // 10, 2 * _S)
 #: A service manager starts an agent that has ended again after this.
 _RESTART_NS: Final = _S
 _XTILE_DATA: Final = 18
+#: An event that was rejected so is not this agent's to send any more.
+_NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP", "OUTCOME_FORGOTTEN"})
 _EXISTS: Final = frozenset({"VM_EXISTS", "VCPU_EXISTS"})
 
 
@@ -309,9 +311,10 @@ class GuestNode(Node):
             return Call("SubmitEvents", batch, _CALL_NS, port.vcpu)
 
         answer = yield from self._until_answered(call)
-        if isinstance(answer.outcome, Rejected) and answer.taken < seq:
-            port.ledger.untake(seq)
-            if answer.outcome.refusal.reason in ("SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP"):
+        if isinstance(answer.outcome, Rejected):
+            if answer.taken < seq:
+                port.ledger.untake(seq)
+            if answer.outcome.refusal.reason in _NOT_OURS:
                 raise _GivenUpError(answer.outcome.refusal)
         outcome: Outcome = answer.outcome
         return outcome

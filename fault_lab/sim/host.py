@@ -75,17 +75,18 @@ class HostNode(Node):
     def recover(self, why: str) -> None:
         """Go back to what is durable while the process lives on."""
         self.world.record("node", node=self.name, state=why)
-        self.service.forget(wire.because("STORAGE_FULL", "the disk is full"))
         self._digest_before = ""
         self._recover()
         self._set_timer()
+        service, self.service = self.service, Service(self)
+        service.forget(wire.because("STORAGE_FULL", "the disk is full"))
         self.world.soon(self.name, "arms its faults again", lambda: self.world.faults.arm(self))
 
     def _recover(self) -> None:
         machine = self._new_machine()
         for number, record in enumerate(self.journal.records, 1):
             outcome = self._carried_out(machine, record)
-            if record.outcome and outcome != record.outcome:
+            if record.outcome and (outcome, machine.state.revision) != (record.outcome, record.revision):
                 self.world.rules.fail(
                     "recovered-same-outcomes", f"record {number} of {self.name} leads to another outcome"
                 )
@@ -135,7 +136,7 @@ class HostNode(Node):
         keeps = self.world.faults.processes_end
         outcome = pack_outcome(command, result, effects) if keeps else b""
         machine.state.effects = []
-        self.journal.append(Logged(now_ns, command, outcome))
+        self.journal.append(Logged(now_ns, command, machine.state.revision, outcome))
         self._note_fired(effects)
         self.world.rules.after(self, command, result, effects)
         self._make_known(effects)

@@ -32,6 +32,7 @@ class Logged:
 
     now_ns: int
     command: Command
+    revision: int
     outcome: bytes
 
 
