@@ -33,7 +33,7 @@ class CountingTable(FaultTable):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.fired: list[tuple[str, Hit, int]] = []
+        self.fired: list[tuple[str, Hit, int, Action]] = []
 
     def hit(self, hit: Hit, *, owner: str = "") -> ArmedFault | None:
         """As ever, and counted."""
@@ -41,7 +41,7 @@ class CountingTable(FaultTable):
         self.counts[key] += 1
         fault = super().hit(hit, owner=owner)
         if fault is not None:
-            self.fired.append((fault.name, hit, self.counts[key]))
+            self.fired.append((fault.name, hit, self.counts[key], fault.drawn_action(hit)))
         return fault
 
 
@@ -150,12 +150,12 @@ class WorldFaults:
     def _halted(self) -> bool:
         return self.spent and not self._over_budget
 
-    def host_fired(self, host: HostNode, name: str, hit: Hit, number: int, action: Action | None) -> Fired | None:
+    def host_fired(self, host: HostNode, name: str, hit: Hit, number: int, action: Action) -> Fired | None:
         """Take note of what fired in a machine; None where it is none of the plan's."""
         planned = self._hosts.setdefault(host.name, _HostFaults()).armed.get(name)
         if planned is None:
             return None
-        fired = Fired(planned.fault.name, hit.point, hit.entity, number, action or planned.fault.action)
+        fired = Fired(planned.fault.name, hit.point, hit.entity, number, action)
         self.fired.append(fired)
         return fired
 

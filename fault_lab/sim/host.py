@@ -25,7 +25,7 @@ from fault_lab.wire.duration import duration_ns
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Refusal
 from host_agent.commands import Boot, Command, HitFault, Tick
-from host_agent.effects import ExitChanged, FaultChanged, OutcomeReady, VcpusTaken
+from host_agent.effects import ExitChanged, OutcomeReady, VcpusTaken
 from host_agent.errors import Refused
 from host_agent.journal.outcome import pack_outcome
 from host_agent.machine import HostMachine
@@ -137,7 +137,7 @@ class HostNode(Node):
         outcome = pack_outcome(command, result, effects) if keeps else b""
         machine.state.effects = []
         self.journal.append(Logged(now_ns, command, machine.state.revision, outcome))
-        self._note_fired(effects)
+        self._note_fired()
         self.world.rules.after(self, command, result, effects)
         self._make_known(effects)
         self._set_timer()
@@ -160,16 +160,16 @@ class HostNode(Node):
                     pass
         service.check_sessions()
 
-    def _note_fired(self, effects: list[Any]) -> None:
+    def _note_fired(self) -> None:
+        """Take note of what fired in the machine since the last command."""
         table = self.machine.state.faults
         if not isinstance(table, CountingTable) or not table.fired:
             return
-        numbers, table.fired = table.fired, []
-        actions = {id(effect.hit): effect.fault.action for effect in effects if isinstance(effect, FaultChanged)}
-        for name, hit, number in numbers:
-            fired = self.world.faults.host_fired(self, name, hit, number, actions.get(id(hit)))
-            if fired is not None:
-                self.world.record_fired(fired)
+        fired, table.fired = table.fired, []
+        for name, hit, number, action in fired:
+            found = self.world.faults.host_fired(self, name, hit, number, action)
+            if found is not None:
+                self.world.record_fired(found)
         if self.world.faults.spent:
             self.world.soon(self.name, "disarms its faults", lambda: self.world.faults.arm(self))
 
