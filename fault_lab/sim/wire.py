@@ -19,8 +19,9 @@ from host_agent import events, sessions
 from host_agent.exits import Decision as HostDecision
 from host_agent.exits import ExitRecord
 from host_agent.service.errors import Failure, failure_of, status_of
+from host_agent.service.translate.decision import decision_from_proto
 from host_agent.service.translate.event import event_from_proto
-from host_agent.service.translate.exit import decision_from_proto, exit_to_proto
+from host_agent.service.translate.exit import exit_to_proto
 from host_agent.service.translate.outcome import outcome_to_proto, resume_to_proto
 from host_agent.state import HostState
 from vmm_controller.error import CallError
