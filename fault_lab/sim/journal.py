@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _COMMIT_NS: Final = (100_000, 800_000)
 #: How often a full disk is tried again, as JournalOptions.probe_interval_s has it.
 _PROBE_NS: Final = 1_000_000_000
+#: A service manager starts a host that has stopped again after this.
+_RESTART_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class ModelledJournal:
         self._writing: list[Logged] = []
         self._waiting: deque[tuple[int, Callable[[], None], Callable[[], None]]] = deque()
         self.full = False
+        self._failed = False
 
     @property
     def durable(self) -> int:
@@ -85,7 +88,8 @@ class ModelledJournal:
             return
         self._writing, self._queued = self._queued, []
         if failed:
-            self._host.after(0, "cannot write its journal", lambda: self._host.end("journal failed", _PROBE_NS))
+            self._failed = True
+            self._host.after(0, "cannot write its journal", lambda: self._host.end("journal failed", _RESTART_NS))
             return
         low, high = _COMMIT_NS
         ns = draw_between(self._seed, "commit", self._host.name, self._groups, low=low, high=high)
@@ -97,7 +101,7 @@ class ModelledJournal:
 
     def _sync(self) -> None:
         if self._failure("journal.sync"):
-            self._host.end("journal failed", _PROBE_NS)
+            self._host.end("journal failed", _RESTART_NS)
             return
         self.records += self._writing
         self._writing = []
@@ -124,11 +128,12 @@ class ModelledJournal:
     def crash(self, *, ephemeral: bool) -> int:
         """The process has ended: keep the durable prefix; returns how many records are lost."""
         there = self.applied
-        if self._writing and draw_between(self._seed, "torn", self._host.name, self._groups, low=0, high=1):
+        torn = draw_between(self._seed, "torn", self._host.name, self._groups, low=0, high=1)
+        if torn and not self._failed:
             self.records += self._writing
         if ephemeral:
             self.records.clear()
         self._writing, self._queued = [], []
         self._waiting.clear()
-        self.full = False
+        self.full = self._failed = False
         return there - self.durable

@@ -6,7 +6,7 @@ fault does is what a program on a connection sees of it:
     drop        a call's message never arrives: its deadline tells. Of a stream: the stream breaks, as keep-alives find
     corrupt     a broken frame: the call, or the stream, ends UNAVAILABLE
     duplicate   the request arrives again (a proxy that hedges); an answer, or a stream's message, counts once
-    reorder     overtaken by up to so many that are sent after it on the same link
+    reorder     overtaken by up to so many that are sent after it on the same link; of a stream: it is in order
     hold        it and all behind it wait
 """
 
@@ -31,8 +31,8 @@ _US: Final = 1_000
 _DEFAULT: Final = (50 * _US, 200 * _US)
 #: A message that nobody overtakes goes on all the same.
 _OVERTAKEN_NS: Final = 100_000 * _US
-#: A stream whose message was lost is found to be dead by the keep-alives of HTTP/2. The agents' own setting is 20 s.
-_KEEPALIVE_NS: Final = 20_000_000 * _US
+#: A stream whose message was lost is found to be dead by HTTP/2's keep-alives. Source: guest_agent/channel.py.
+_KEEPALIVE_NS: Final = 35_000_000 * _US
 
 
 @dataclass(slots=True)
@@ -60,6 +60,8 @@ class _Link:
     held_by: str | None = None
     held: list[Message] = field(default_factory=list)
     overtaken: list[tuple[int, Message]] = field(default_factory=list)
+    #: Streams that have lost a message: what is sent behind it arrives no more than it did.
+    torn: set[int] = field(default_factory=set)
     #: When the last message of each stream arrives.
     last_ns: dict[int, int] = field(default_factory=dict)
 
@@ -81,6 +83,8 @@ class Network:
         link.sent += 1
         nr = link.sent
         extra_ns = 0
+        if message.stream in link.torn:
+            return
         found = self._world.hit("link.message", link.name, message.what)
         if found is not None:
             fired, fault, hit = found
@@ -96,7 +100,7 @@ class Network:
                     for copy in range(copies):
                         late = fault.draw(hit, f"copy-{copy}", low=0, high=link.latency[1] + 1)
                         self._carry(link, message, nr, late)
-                case Reorder(depth=depth):
+                case Reorder(depth=depth) if message.stream is None:
                     link.overtaken.append((depth, message))
                     self._world.after(_OVERTAKEN_NS, "", f"{link.name} goes on", lambda: self._overtaken(link, message))
                     return
@@ -119,6 +123,7 @@ class Network:
 
     def _lose(self, link: _Link, message: Message) -> None:
         if message.stream is not None:
+            link.torn.add(message.stream)
             self._world.after(_KEEPALIVE_NS, link.to, f"{message.what} is missed", message.broken)
 
     def _let_by(self, link: _Link) -> None:

@@ -215,6 +215,8 @@ class World:
             for node in self.nodes.values():
                 node.paused_until_ns = 0
                 node.clock.set(node.now_ns, 0)
+                if isinstance(node, HostNode) and node.up:
+                    node.clock_changed()
                 node.start()
 
     def _until(self, limit: _Limit) -> None:

@@ -128,7 +128,7 @@ MUTANTS = {
     "double-decision": Mutant(double_decision, frozenset({"one-decision-a-generation"}), runs=60),
     "stale-epoch": Mutant(stale_epoch, frozenset({"epochs-fence", "invariants"})),
     "lost-park": Mutant(lost_park, frozenset({"no-stuck-exit"}), runs=40),
-    "epochs-stand-still": Mutant(epochs_stand_still, frozenset({"epochs-rise"})),
+    "epochs-stand-still": Mutant(epochs_stand_still, frozenset({"epochs-rise", "acknowledged-is-there"})),
     "hidden-state": Mutant(hidden_state, frozenset({"recovered-same-outcomes", "recovered-same-digest"}), runs=40),
     "journal-forgets": Mutant(
         journal_forgets, frozenset({"acknowledged-is-there", "session-goes-on", "recovered-same-digest"})
