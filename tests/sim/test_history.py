@@ -66,6 +66,7 @@ def test_shipped_plans_hold(name: str) -> None:
     assert simulate_twice(shipped).violation is None
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, (1 << 64) - 1))
 def test_one_seed_is_one_world(seed: int) -> None:

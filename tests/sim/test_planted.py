@@ -36,6 +36,7 @@ def test_without_a_bug_nothing_is_found(seed: int) -> None:
     assert len(result.fired) > 10
 
 
+@pytest.mark.timeout(600)
 def test_a_planted_bug_shrinks_to_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything that went wrong one failed allocation is left, as the bug needs no more."""
     lost_park(monkeypatch)
