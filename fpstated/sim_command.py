@@ -86,7 +86,6 @@ def run(
         chosen = _seeds(loaded.seed if seed is None else seed, seeds, given=seed is not None)
         if history is not None and len(chosen) > 1:
             raise _UsageError("expected one seed with --history")
-        results: list[RunResult] = []
         tally = _Tally()
         for each in chosen:
             try:
@@ -100,7 +99,6 @@ def run(
             if as_json:
                 print(json.dumps(result.certificate))
             _report(plan, result)
-            results.append(result)
         unseen = [name for name in loaded.checks.sometimes if name not in tally.seen]
         for name in unseen:
             print(f"never seen: {name}", file=sys.stderr)
