@@ -20,6 +20,7 @@ from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.ctl.app import ctl
 from fpstated.faults_command import faults
 from fpstated.journal_cli import journal
+from fpstated.sim_command import sim
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -39,6 +40,7 @@ app.add_typer(certs, name="certs")
 app.add_typer(ctl, name="ctl")
 app.add_typer(faults, name="faults")
 app.add_typer(journal, name="journal")
+app.add_typer(sim, name="sim")
 
 
 def _version(show: bool) -> None:

@@ -49,8 +49,6 @@ class Rule:
 
 #: Everything of ours, for the places where all ends meet.
 EVERYTHING = ("fpstated", "fpu_core", "host_agent", "guest_agent", "vmm_controller", "fault_lab", "fpstate")
-#: Every part that is pure, which is what a simulated world is made of.
-PURE_PARTS = ("fpu_core", "host_agent", "host_agent.kvm", "vmm_controller.policy", "guest_agent.script")
 #: What a guest agent and a controller know of the rest: the wire, the names of the features, and the fault points.
 OUTSIDE_VIEW = ("fpstate", "fpu_core.xfeature", "fault_lab.injection", "fpstated.link")
 #: grpc itself, and google.protobuf and google.rpc beside it.
@@ -96,11 +94,15 @@ RULES = (
          ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fpu_core", "host_agent.kvm",
                "vmm_controller.policy", "guest_agent"),
          third_party=("google", "yaml"), pure=True),
-    # The virtual-time world sees every pure part and no gRPC.
-    Rule(package="fault_lab.simulation", ours=(*PURE_PARTS, "fault_lab.injection"), third_party=("numpy",), pure=True),
+    # The virtual-time world: every pure part, and of the services what translates. No thread, no clock, no socket.
+    Rule(package="fault_lab.sim",
+         ours=("fpstate", "fpstated", "fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal",
+               "host_agent.service", "guest_agent", "vmm_controller", "vmm_controller.policy",
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan"),
+         third_party=WIRE, pure=True),
     # The same plans on real processes, and what authors of tests import.
     Rule(package="fault_lab",
-         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.simulation"),
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -109,7 +111,7 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.simulation", "fpstated.link"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on

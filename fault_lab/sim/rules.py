@@ -1,0 +1,323 @@
+"""What must hold in every run: checks with names. A violation names its check, and ends the run.
+
+The books here are the checker's own, kept from what went in and out; the machine's are looked at beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from fpu_core.errors import CoreBug
+from guest_agent.outcome import Blocked, Outcome, Pending, Refusal
+from guest_agent.report import Outcome as Ending
+from guest_agent.script import ScriptReport
+from host_agent import commands as c
+from host_agent.effects import FaultChanged, OutcomeReady, VcpusTaken
+from host_agent.events import BlockedOutcome, PendingOutcome, RejectedOutcome
+from host_agent.events import Outcome as HostOutcome
+from host_agent.exits import ExitRecord, ExitState
+from host_agent.kvm.lifecycle import VcpuState
+from host_agent.state import VcpuSide
+
+if TYPE_CHECKING:
+    from fault_lab.sim.guest import GuestNode
+    from fault_lab.sim.host import HostNode
+    from fault_lab.sim.world import World
+
+#: After every step.
+ALWAYS: Final = {
+    "invariants": "every invariant of the core and of the host agent holds after every command",
+    "one-exit-a-failure": "a growth that fails opens one exit, or brings the one there is a new generation",
+    "one-decision-a-generation": "of each generation of an exit at most one decision is applied",
+    "no-decision-after-end": "no decision is applied to an exit that has ended, or to a vCPU that is gone",
+    "epochs-rise": "every epoch that a host hands out is higher than those before",
+    "epochs-fence": "what an older session or control asks for is not done",
+    "ack-after-commit": "nothing leaves a host before everything that it may speak of is durable",
+    "acknowledged-is-there": "what was acknowledged is there after a restart",
+    "numbers-once": "a vCPU's events are taken in order, without a gap, each once",
+    "final-once": "an event has one final outcome, whoever hears of it and how often",
+    "recovered-same-outcomes": "each record leads to the outcome that it had",
+    "recovered-same-digest": "where nothing was lost, a host comes back as it was, to the byte",
+    "guest-sees-its-bytes": "a guest reads what it has loaded, and its script is not told that it is mistaken",
+    "session-goes-on": "an agent finds its vCPUs' numbers where it left them",
+}
+#: At the end of ``settle``.
+EVENTUALLY: Final = {
+    "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
+    "guests-end": "every guest has come to its end, unless its vCPU is paused for a person",
+}
+
+
+class Violation(Exception):  # noqa: N818 -- what was found, and the point of it all
+    """A check does not hold."""
+
+    def __init__(self, check: str, text: str) -> None:
+        super().__init__(f"{check}: {text}")
+        self.check = check
+        self.text = text
+
+
+class Rules:
+    """The checks of one run and their books."""
+
+    def __init__(self, world: World, always: Collection[str]) -> None:
+        self._world = world
+        self._checked = frozenset(always) or frozenset(ALWAYS)
+        #: Highest epoch handed out, newest session of each vCPU and newest control of each scope, by host.
+        self._epochs: dict[str, int] = {}
+        self._sessions: dict[tuple[str, str], int] = {}
+        self._controls: dict[tuple[str, str], int] = {}
+        self._scopes: dict[str, str] = {}
+        self._acknowledged_epochs: dict[str, int] = {}
+        #: By the uid of a vCPU: the number taken last, and the highest that its agent knows the outcome of.
+        self._taken: dict[str, int] = {}
+        self._heard: dict[str, int] = {}
+        self._finals: dict[tuple[str, int], Outcome] = {}
+        self._decided: dict[tuple[str, str, int], str] = {}
+        self._exits: dict[tuple[str, str], tuple[int, str]] = {}
+        #: What an applied command found before it: the exits and their generations, the requests that were known.
+        self._before: tuple[int, ExitState] | None = None
+        self._known = False
+        self.decisions: set[str] = set()
+
+    def fail(self, check: str, text: str) -> None:
+        """A check does not hold; nothing to do where the plan leaves it out."""
+        if check in self._checked:
+            raise Violation(check, text)
+
+    # -- around a command ----------------------------------------------------------------------------------------------
+
+    def before(self, host: HostNode, command: c.Command) -> None:
+        """Look at what a decision is about before it is applied."""
+        self._before = None
+        if isinstance(command, c.ResolveExit):
+            state = host.machine.state
+            record = state.exits.get(command.exit) or state.resolved_exits.get(command.exit)
+            self._known = command.request_id in state.requests
+            self._before = (record.generation, record.state) if record is not None else None
+
+    def after(self, host: HostNode, command: c.Command, result: object, effects: list[Any]) -> None:
+        """Look at what a command has done."""
+        if "invariants" in self._checked:
+            try:
+                host.machine.check()
+            except CoreBug as bug:
+                self.fail("invariants", str(bug))
+        refused = isinstance(result, Exception)
+        match command:
+            case c.SubmitBatch() if not refused:
+                self._submitted(host, command, result)
+            case c.ResolveExit() if not refused:
+                self._resolved(host, command)
+            case c.AcquireControl() if not refused:
+                self._epoch(host, getattr(result, "epoch", 0))
+                self._controls[host.name, command.scope] = getattr(result, "epoch", 0)
+                self._scopes[getattr(result, "name", "")] = command.scope
+            case _:
+                pass
+        for effect in effects:
+            match effect:
+                case VcpusTaken(epoch=epoch, vcpus=vcpus):
+                    self._epoch(host, epoch)
+                    self._sessions.update(((host.name, vcpu), epoch) for vcpu in vcpus)
+                case _:
+                    pass
+        self._failures(effects, result)
+
+    def _epoch(self, host: HostNode, epoch: int) -> None:
+        last = self._epochs.get(host.name, 0)
+        if epoch <= last:
+            self.fail("epochs-rise", f"{host.name} hands out epoch {epoch} after {last}")
+        self._epochs[host.name] = epoch
+
+    def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
+        state = host.machine.state
+        for event, outcome in zip(command.events, result, strict=True):
+            vcpu = state.sessions[command.session].vcpus.get(event.vcpu) if command.session in state.sessions else None
+            if vcpu is None:
+                newest = self._sessions.get((host.name, event.vcpu), 0)
+                taken = isinstance(outcome.kind, BlockedOutcome | RejectedOutcome)
+                if not taken and command.epoch < newest:
+                    self.fail("epochs-fence", f"{event.vcpu}: epoch {command.epoch} is taken after {newest}")
+                continue
+            newest = self._sessions.get((host.name, event.vcpu), 0)
+            side = state.side(vcpu)
+            last = self._taken.get(side.uid, 0)
+            now = side.next_seq - 1
+            if now == last:
+                continue
+            if command.epoch < newest:
+                self.fail("epochs-fence", f"{event.vcpu}: event {now} of epoch {command.epoch} is taken after {newest}")
+            if now != last + 1 or event.seq != now:
+                self.fail("numbers-once", f"{event.vcpu}: event {event.seq} is taken as {now} behind {last}")
+            self._taken[side.uid] = now
+
+    def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
+        """A decision that was applied has changed its exit in this very revision."""
+        state = host.machine.state
+        record = state.exits.get(command.exit) or state.resolved_exits.get(command.exit)
+        before = self._before
+        if record is None or before is None or self._known or record.updated_revision != state.revision:
+            return
+        if (record.generation, record.state) == before:
+            return
+        generation, was = before
+        kind = command.decision.kind.name
+        if was in (ExitState.RESOLVED, ExitState.CANCELLED):
+            self.fail("no-decision-after-end", f"{record.name}: {kind} after it was {was.value}")
+        if generation != command.generation:
+            text = f"{record.name}: {kind} for generation {command.generation} is applied to {generation}"
+            self.fail("one-decision-a-generation", text)
+        newest = self._controls.get((host.name, self._scopes.get(command.control, "")), 0)
+        if command.control_epoch < newest:
+            self.fail("epochs-fence", f"{record.name}: a decision of epoch {command.control_epoch} after {newest}")
+        key = record.vcpu_uid, record.name, command.generation
+        earlier = self._decided.get(key)
+        if earlier is not None:
+            text = f"{record.name}, generation {command.generation}: {kind} after {earlier}"
+            self.fail("one-decision-a-generation", text)
+        self._decided[key] = kind
+        self.decisions.add(kind)
+
+    def _failures(self, effects: list[Any], result: object) -> None:
+        """Each growth that a fault made fail has parked its vCPU, or has brought its exit a new generation."""
+        fired = [effect.hit for effect in effects if isinstance(effect, FaultChanged) and effect.kind == "FIRED"]
+        failed = [hit for hit in fired if hit is not None and hit.point.startswith("fpstate.realloc.")]
+        if not failed:
+            return
+        outcomes = [effect.outcome for effect in effects if isinstance(effect, OutcomeReady)]
+        outcomes += [each for each in result if isinstance(each, HostOutcome)] if isinstance(result, tuple) else []
+        for hit in failed:
+            if hit.trigger not in ("Xsetbv", "Wrmsr"):
+                continue
+            pending = [each for each in outcomes if each.vcpu == hit.vcpu and isinstance(each.kind, PendingOutcome)]
+            if not pending:
+                self.fail("one-exit-a-failure", f"{hit.vcpu}: {hit.point} failed on {hit.trigger}, and no exit says so")
+
+    def exit_changed(self, host: HostNode, name: str) -> None:
+        """An exit was opened, or has gone on: the history has it, and one (vCPU, number) has one exit."""
+        state = host.machine.state
+        record = state.exits.get(name) or state.resolved_exits.get(name)
+        if record is None:
+            return
+        key = record.vcpu_uid, record.name
+        last = self._exits.get(key)
+        if last is not None and last[1] in ("resolved", "cancelled") and record.open:
+            self.fail("one-exit-a-failure", f"{name} is open again after it was {last[1]}")
+        if last is not None and record.generation < last[0]:
+            self.fail("one-exit-a-failure", f"{name} goes from generation {last[0]} back to {record.generation}")
+        self._exits[key] = record.generation, record.state.value
+        self._world.record(
+            "exit",
+            node=host.name,
+            exit=name,
+            generation=record.generation,
+            state=record.state.value,
+            exit_cause=record.cause.value,
+            decision=record.decision.name if record.decision else None,
+            by=record.decided_by or None,
+        )
+
+    # -- what leaves, and what comes back ------------------------------------------------------------------------------
+
+    def leaves(self, host: HostNode, stamp: int) -> None:
+        """Something leaves the host that may speak of record ``stamp`` and all before."""
+        if stamp > host.journal.durable:
+            text = f"{host.name} answers for record {stamp} with {host.journal.durable} durable"
+            self.fail("ack-after-commit", text)
+
+    def acknowledged(self, host: HostNode, method: str, reply: object) -> None:
+        """An answer leaves: what it promises has to be there from now on."""
+        epoch = getattr(reply, "epoch", None) if method == "AcquireControl" else None
+        key = getattr(reply, "key", None)
+        epoch = key.epoch if key is not None else epoch
+        if epoch is not None:
+            self._acknowledged_epochs[host.name] = max(epoch, self._acknowledged_epochs.get(host.name, 0))
+
+    def recovered(self, host: HostNode) -> None:
+        """A host has come back: the books follow what it has, and what was acknowledged must be in there."""
+        state = host.machine.state
+        if host.ephemeral:
+            self._epochs.pop(host.name, None)
+            self._acknowledged_epochs.pop(host.name, None)
+            return
+        known = self._acknowledged_epochs.get(host.name, 0)
+        if state.epoch < known:
+            self.fail("acknowledged-is-there", f"{host.name} is at epoch {state.epoch}, and has handed out {known}")
+        self._epochs[host.name] = state.epoch
+        vcpus = [vcpu for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
+        mine = {side.uid: side for vcpu in vcpus if isinstance(side := vcpu.agent, VcpuSide)}
+        for uid, side in mine.items():
+            self._taken[uid] = side.next_seq - 1
+            if side.next_seq <= self._heard.get(uid, 0):
+                text = f"{uid} expects event {side.next_seq}, and event {self._heard[uid]} was acknowledged"
+                self.fail("acknowledged-is-there", text)
+        self._sessions = {key: value for key, value in self._sessions.items() if key[0] != host.name}
+        self._controls = {key: value for key, value in self._controls.items() if key[0] != host.name}
+        for session in state.sessions.values():
+            self._sessions.update(((host.name, vcpu), session.epoch) for vcpu in session.vcpus)
+        for control in state.controls.values():
+            self._controls[host.name, control.scope] = control.epoch
+        there: dict[tuple[str, str], ExitRecord] = {}
+        for record in (*state.exits.values(), *state.resolved_exits.values()):
+            there[record.vcpu_uid, record.name] = record
+        self._exits = {key: (record.generation, record.state.value) for key, record in there.items()}
+        self._decided = {
+            key: kind for key, kind in self._decided.items() if key[:2] in there and key[2] in there[key[:2]].winners
+        }
+
+    # -- guests --------------------------------------------------------------------------------------------------------
+
+    def guest_heard(self, guest: GuestNode, vcpu: str, uid: str, seq: int, outcome: Outcome) -> None:
+        """An agent has heard an outcome."""
+        if isinstance(outcome, Pending | Blocked) or self._world.host_of(guest.name).ephemeral:
+            return
+        self._heard[uid] = max(seq, self._heard.get(uid, 0))
+        earlier = self._finals.setdefault((uid, seq), outcome)
+        if earlier != outcome:
+            self.fail("final-once", f"{vcpu}: event {seq} was {earlier}, and is {outcome}")
+
+    def guest_ended(self, guest: GuestNode, vcpu: str, report: ScriptReport) -> None:
+        """A script has come to its end."""
+        if report.outcome is Ending.MISMATCH:
+            self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {report.reason}")
+
+    def rejected(self, guest: GuestNode, vcpu: str, refusal: Refusal) -> None:
+        """A script's event was found to be a mistake."""
+        if refusal.reason == "INTERNAL_INVARIANT":
+            self.fail("invariants", f"{vcpu}: {refusal.message}")
+        self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {refusal.reason}: {refusal.message}")
+
+    def session_lost(self, guest: GuestNode, text: str) -> None:
+        """An agent and its host are at different numbers."""
+        if not self._world.host_of(guest.name).ephemeral:
+            self.fail("session-goes-on", text)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def eventually(self, wanted: Collection[str]) -> None:
+        """After everything is mended and has had its time: nothing is left hanging."""
+        checks = {"no-stuck-exit": self._stuck, "guests-end": self._unfinished}
+        for name in wanted or EVENTUALLY:
+            for text in checks[name]():
+                raise Violation(name, text)
+
+    def at_rest(self) -> bool:
+        """Whether nothing is left to do but to renew leases."""
+        return not any(self._unfinished()) and not any(self._stuck())
+
+    def _stuck(self) -> Iterator[str]:
+        for host in self._world.hosts.values():
+            for record in host.machine.state.exits.values():
+                if record.state is not ExitState.PAUSED:
+                    yield f"{record.name} is {record.state.value} at generation {record.generation}"
+
+    def _unfinished(self) -> Iterator[str]:
+        for guest in self._world.guests.values():
+            state = self._world.host_of(guest.name).machine.state
+            for vcpu in guest.unfinished:
+                vm = state.vms.get(guest.name)
+                found = vm.kvm.vcpus.get(int(vcpu.rpartition("/")[2])) if vm is not None else None
+                if found is None or found.state is not VcpuState.PAUSED:
+                    yield f"{vcpu} has not come to its end: {found.state.value if found else 'it is not there'}"
