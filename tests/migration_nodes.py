@@ -33,6 +33,7 @@ class Node:
 
     name: str
     now_ns: int = 0
+    max_migrations: int = 10_000
     config: HostConfig = field(init=False)
     machine: HostMachine = field(init=False)
     lines: list[str] = field(init=False)
@@ -45,6 +46,7 @@ class Node:
             faults=True,
             cpus=2,
             migration_deadline_ns=60 * SECOND_NS,
+            max_migrations=self.max_migrations,
         )
         self.lines = [config_line(self.config)]
         self._is(HostMachine(self.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -81,6 +82,27 @@ def test_a_guest_and_a_controller_by_their_certificates(folder: Path) -> None:
         with running("controller", "--host", address, "--timeline", *tls(folder, "controller-main")) as controller:
             assert controller.stdout is not None
             assert json.loads(controller.stdout.readline())["event"] == "control"
+
+
+def test_an_operator_moves_a_vm(folder: Path, tmp_path: Path) -> None:
+    """Both hosts ask for certificates: one set for both, another for the target; what a role may not is refused."""
+    folder = shutil.copytree(folder, tmp_path / "dev")
+    issued = run("certs", "issue", folder, "operator/admin")
+    assert issued.returncode == 0, issued.stderr
+    admin = tls(folder, "operator-admin")
+    flags = ("--ephemeral", "--listen", "localhost:0", "--timeline", *tls(folder, "host-h1"))
+    with running("host", *flags) as source, running("host", *flags) as target:
+        here, there = ready(source), ready(target)
+        for words in (("vms", "create", "a"), ("vcpus", "create", "a/0")):
+            done = run("ctl", "--address", here, *admin, *words)
+            assert done.returncode == 0, done.stderr
+        guest = [str(part).replace("--tls", "--target-tls") for part in tls(folder, "guest-web")]
+        refused = run("ctl", "--address", here, *admin, "migrate", "a", there, *guest)
+        assert refused.returncode == 1
+        assert "ROLE_NOT_ALLOWED" in refused.stderr
+        done = run("ctl", "--address", here, *admin, "migrate", "a", there)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1].startswith(f"vms/a: at {there} now, under epoch 2")
 
 
 def test_beyond_loopback_there_is_no_plaintext(folder: Path) -> None:

@@ -13,6 +13,8 @@ from fpstated.ctl.connection import USAGE, Group, complain, connected, ctl_setti
 from fpstated.ctl.exits import audit, exits
 from fpstated.ctl.hosts import drain, host, limits
 from fpstated.ctl.images import export_vm, import_vm
+from fpstated.ctl.migrate import migrate_vm
+from fpstated.ctl.migrations import migrations
 from fpstated.ctl.resolve import resolve
 from fpstated.ctl.vcpus import sessions, vcpus
 from fpstated.ctl.vms import vms
@@ -54,3 +56,5 @@ ctl.command()(audit)
 ctl.command()(drain)
 ctl.command("export")(export_vm)
 ctl.command("import")(import_vm)
+ctl.command("migrate")(migrate_vm)
+ctl.add_typer(migrations, name="migrations")

@@ -43,6 +43,7 @@ class Connection:
     def __init__(self, address: str, tls: ClientTls | None, *, timeout_s: float, name: str) -> None:
         """Raises ValueError for what is no address, and for files that no TLS can be made of."""
         self.address = check_address(address)
+        self.tls = tls
         self.timeout_s = timeout_s
         #: Under which this command decides.
         self.name = name
@@ -126,7 +127,7 @@ class Group(TyperGroup):
             complain(f"{error.format_message()} (--help says more)")
             raise typer.Exit(USAGE) from None
         except HostError as error:
-            complain(_told(ctx, error))
+            complain(told(ctx, error))
             raise typer.Exit(UNREACHABLE if unreachable(error) else REFUSED) from None
         except BrokenPipeError:
             # Whoever read has seen enough. What Python would still flush goes nowhere.
@@ -144,7 +145,8 @@ def unreachable(error: HostError) -> bool:
     return not error.reason and error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-def _told(ctx: typer.Context, error: HostError) -> str:
+def told(ctx: typer.Context, error: HostError) -> str:
+    """A refusal in one line, with what to do about it where that is known."""
     found = ctx.find_object(Connection)
     if unreachable(error):
         where = found.address if found is not None else "the host"
@@ -172,6 +174,8 @@ def _hint(error: HostError) -> str:
             return "look at it again: fpstated ctl exits get EXIT"
         case "VM_NOT_EMPTY":
             return "--force takes its vCPUs with it"
+        case "MIGRATION_NOT_FOUND":
+            return "fpstated ctl migrations list shows what there is"
         case "VM_NOT_FOUND" | "VCPU_NOT_FOUND" | "EXIT_NOT_FOUND":
             return f"fpstated ctl {error.reason.split('_')[0].lower()}s list shows what there is"
         case _:

@@ -19,6 +19,8 @@ from fpstate.v1 import (
     exit_pb2_grpc,
     host_pb2,
     host_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     vm_pb2,
@@ -36,7 +38,7 @@ SESSION, EXIT, HOST = watch_pb2.RESOURCE_KIND_SESSION, watch_pb2.RESOURCE_KIND_E
 MIGRATION: Final = watch_pb2.RESOURCE_KIND_MIGRATION
 
 #: The field of a ResourceChange that each kind comes in.
-_FIELDS: Final = {VM: "vm", VCPU: "vcpu", SESSION: "session", EXIT: "exit", HOST: "host"}
+_FIELDS: Final = {VM: "vm", VCPU: "vcpu", SESSION: "session", EXIT: "exit", HOST: "host", MIGRATION: "migration"}
 _LIST_AGAIN: Final = ("HISTORY_CHANGED", "REVISION_IN_FUTURE")
 _DELAYS_S: Final = (0.1, 0.5, 1.0, 2.0)
 
@@ -166,7 +168,11 @@ class Follower:
             return exits.header, [(each.name, f"{each.vcpu_uid}/exits/{each.seq}", each) for each in exits.exits]
         if kind == SESSION:
             return self._sessions(vm)
-        return None, []  # tasks and migrations are watched alone
+        if kind == MIGRATION:
+            calls = migration_pb2_grpc.MigrationServiceStub(found.channel)
+            moves = found.pages(calls.ListMigrations, migration_pb2.ListMigrationsRequest(parent=vm))
+            return moves.header, [(each.name, each.uid, each) for each in moves.migrations]
+        return None, []  # tasks are watched alone
 
     def _sessions(self, vm: str) -> tuple[Any, list[tuple[str, str, Any]]]:
         stub = session_pb2_grpc.GuestSessionServiceStub(self.connection.channel)

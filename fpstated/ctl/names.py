@@ -11,6 +11,8 @@ _VM: Final = re.compile(r"(?:vms/)?([a-z][a-z0-9-]{0,62})")
 _VCPU: Final = re.compile(r"(?:vms/)?([a-z][a-z0-9-]{0,62})/(?:vcpus/)?(\d{1,20})")
 _EXIT: Final = re.compile(r"(?:vms/)?([a-z][a-z0-9-]{0,62})/(?:vcpus/)?(\d{1,20})/(?:exits/)?(\d{1,20})")
 
+_MIGRATION: Final = re.compile(r"(?:vms/)?([a-z][a-z0-9-]{0,62})/(?:migrations/)?([a-z0-9-]{1,126})")
+
 
 def vm_name(text: str) -> str:
     """`vms/{vm}`. Raises typer.BadParameter."""
@@ -28,6 +30,12 @@ def exit_name(text: str) -> str:
     """`vms/{vm}/vcpus/{index}/exits/{seq}`. Raises typer.BadParameter."""
     match = _matched(_EXIT, text, "an exit: VM/INDEX/NUMBER or vms/VM/vcpus/INDEX/exits/NUMBER")
     return f"vms/{match[1]}/vcpus/{int(match[2])}/exits/{int(match[3])}"
+
+
+def migration_name(text: str) -> str:
+    """`vms/{vm}/migrations/{migration}`. Raises typer.BadParameter."""
+    match = _matched(_MIGRATION, text, "a migration: VM/ID or vms/VM/migrations/ID")
+    return f"vms/{match[1]}/migrations/{match[2]}"
 
 
 def _matched(pattern: re.Pattern[str], text: str, expected: str) -> re.Match[str]:

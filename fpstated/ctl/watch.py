@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 import typer
-from fpstate.v1 import exit_pb2, host_pb2, session_pb2, vcpu_pb2, watch_pb2
+from fpstate.v1 import exit_pb2, host_pb2, migration_pb2, session_pb2, vcpu_pb2, watch_pb2
 
 from fpstated.ctl.complete import complete_vm
 from fpstated.ctl.connection import complain, connection
@@ -109,6 +109,8 @@ def _detail(change: watch_pb2.ResourceChange) -> str:
             task = change.task
             where = f"on CPU {task.cpu}" if task.HasField("cpu") else "on no CPU"
             return f"{where}{f', runs {task.running_vcpu}' if task.running_vcpu else ''}"
+        case "migration":
+            return _migration(change.migration)
         case _:
             return ""
 
@@ -116,6 +118,12 @@ def _detail(change: watch_pb2.ResourceChange) -> str:
 def _vcpus(session: session_pb2.Session) -> str:
     count = len(session.vcpus)
     return f"{count} vCPU{'' if count == 1 else 's'}"
+
+
+def _migration(each: migration_pb2.Migration) -> str:
+    state = word(migration_pb2.MigrationState, each.state)
+    way = f"from {each.source_host}" if each.role == migration_pb2.MIGRATION_ROLE_TARGET else f"to {each.target}"
+    return f"{state}, {way}, epoch {each.ownership_epoch}{f', {each.reason}' if each.reason else ''}"
 
 
 def _exit(each: exit_pb2.Exit) -> str:

@@ -9,6 +9,7 @@ from fpstate.v1 import (
     common_pb2,
     exit_pb2,
     host_pb2,
+    migration_pb2,
     session_pb2,
     task_pb2,
     vcpu_pb2,
@@ -146,6 +147,8 @@ def change_to_proto(change: Change, revision: int) -> watch_pb2.ResourceChange:
             made.session.CopyFrom(session)
         case exit_pb2.Exit() as exit_:
             made.exit.CopyFrom(exit_)
+        case migration_pb2.Migration() as migration:
+            made.migration.CopyFrom(migration)
         case host_pb2.Host() as host:
             made.host.CopyFrom(host)
     return made

@@ -24,12 +24,14 @@ WAIT_S: Final = 120
 
 #: What differs from run to run, and what stands for it in a golden text.
 _VARIES: Final = (
-    (re.compile(r"\b(vm|vcpu|task|s|c)-[0-9a-f]{12}\b"), r"\1-************"),
+    (re.compile(r"\b(vm|vcpu|task|s|c|m)-[0-9a-f]{12}\b"), r"\1-************"),
     (re.compile(r"(boot id +)[0-9a-f]{16}"), r"\1****************"),
     (re.compile(r'("bootId": )"[0-9a-f]{16}"'), r'\1"****************"'),
     (re.compile(r"(version +)\d\S+"), r"\1*"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "****-**-**T**:**:**Z"),
     (re.compile(r'(etag +|"etag": )(\\?"\S*"|"\\"\S*\\"")'), r"\1*"),
+    (re.compile(r"\b[0-9a-f]{64}\.ticket-[0-9a-f]{12}\b"), "PROOF"),
+    (re.compile(r"unix:/\S*other/host\.sock"), "OTHER"),
     (re.compile(r"unix:/\S*host\.sock"), "ADDRESS"),
     (re.compile(r" \d+\.\d s\b"), " **.* s"),
 )
@@ -60,6 +62,8 @@ class CtlHost:
         self.process = HostProcess(folder, "--name", "golden", "--faults", "--exit-deadline", "3600", *arguments)
         self.address = self.process.address
         self._channel: grpc.Channel | None = None
+        self._folder = folder
+        self._other: HostProcess | None = None
 
     def __enter__(self) -> Self:
         self.process.start()
@@ -70,6 +74,18 @@ class CtlHost:
         if self._channel is not None:
             self._channel.close()
         self.process.kill()
+        if self._other is not None:
+            self._other.kill()
+
+    @property
+    def other(self) -> HostProcess:
+        """A second host; it is started when somebody first asks."""
+        if self._other is None:
+            folder = self._folder / "other"
+            folder.mkdir()
+            self._other = HostProcess(folder, "--name", "other", "--faults", "--exit-deadline", "3600")
+            self._other.start()
+        return self._other
 
     @property
     def channel(self) -> grpc.Channel:
@@ -78,8 +94,9 @@ class CtlHost:
         return self._channel
 
     def ctl(self, line: str) -> Done:
-        """Run `fpstated ctl LINE`."""
-        return run_ctl("--address", self.address, *shlex.split(line))
+        """Run `fpstated ctl LINE`; OTHER in it is the address of the second host."""
+        words = [self.other.address if word == "OTHER" else word for word in shlex.split(line)]
+        return run_ctl("--address", self.address, *words)
 
     def open_session(self, *vcpus: str, client: str = "guest") -> session_pb2.OpenSessionResponse:
         """A guest agent's session, which lasts."""

@@ -17,12 +17,13 @@ from typing import TextIO
 import pytest
 
 from tests.ctl.rig import WAIT_S, CtlHost, ctl_host
+from tests.host_process import HostProcess
 
 
 class Watch:
     """The command, and its lines as they come."""
 
-    def __init__(self, host: CtlHost, *arguments: str) -> None:
+    def __init__(self, host: CtlHost | HostProcess, *arguments: str) -> None:
         command = [sys.executable, "-m", "fpstated", "ctl", "--address", host.address, "watch", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.out: queue.Queue[str] = queue.Queue()
@@ -57,7 +58,7 @@ class Watch:
 
 
 @contextmanager
-def watching(host: CtlHost, *arguments: str) -> Iterator[Watch]:
+def watching(host: CtlHost | HostProcess, *arguments: str) -> Iterator[Watch]:
     """A watch that is gone at the end of the block."""
     watch = Watch(host, *arguments)
     try:

@@ -27,6 +27,7 @@ from host_agent.commands import (
     UpdateVm,
 )
 from host_agent.events import GuestEvent, Xsetbv
+from host_agent.migration_commands import AbortMigration, BeginMigration
 from host_agent.service.clock import ManualClock
 from host_agent.service.exit_watch import ExitNews
 from host_agent.service.limits import HISTORY_KEPT_NS, WATCH_FILTERS_MAX
@@ -397,6 +398,10 @@ async def test_a_guest_sees_its_own(tmp_path: Path) -> None:
         submit(CreateVm(vm_id="b"))
         guest = await world.guest()
         assert told(await changes(watch, world.server.agent.state.revision))[0] == (CREATED, "vms/a")
+        moving = submit(BeginMigration(vm="vms/a", target="unix:/elsewhere"))
+        submit(AbortMigration(migration=moving.name, ownership_epoch=moving.ownership_epoch))
+        submit(UpdateVm(vm="vms/a", fields=("labels",), labels={"still": "here"}))
+        assert told(await changes(watch, world.server.agent.state.revision)) == [(UPDATED, "vms/a")], "no migration"
         mine = watch_from(world, filters=[below(guest.session)])
         await message(mine)
         closing = session_pb2.CloseSessionRequest(session=guest.session, epoch=guest.epoch)

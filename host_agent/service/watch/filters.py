@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from fpstate.v1 import session_pb2, watch_pb2
+from fpstate.v1 import migration_pb2, session_pb2, watch_pb2
 
 from host_agent.service.access.principal import Principal, Role
 from host_agent.service.errors import field_invalid
@@ -66,6 +66,8 @@ class View:
         """Whether the change goes to this watcher."""
         if self.filters and not any(each.fits(change) for each in self.filters):
             return False
+        if isinstance(change.resource, migration_pb2.Migration):
+            return self.principal.role is not Role.GUEST  # its proof is for those who may ask for migrations
         if isinstance(change.resource, session_pb2.Session):
             return self.principal.role is Role.OPERATOR or change.owner == self.principal.id
         return True

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from fpstate.v1 import watch_pb2
 
 from host_agent.commands import Command
-from host_agent.effects import Effect, ExitChanged, VcpusTaken
+from host_agent.effects import Effect, ExitChanged, MigrationChanged, VcpusTaken
+from host_agent.migration_commands import CommitMigration, ImportVm
 from host_agent.service.clock import Clock
 from host_agent.service.errors import Failure
 from host_agent.service.limits import HISTORY_BYTES_MAX, HISTORY_KEPT_NS, HISTORY_MAX
-from host_agent.service.watch.resources import Resource, resource, same, uid
+from host_agent.service.watch.resources import Resource, names_in, resource, same, uid
 from host_agent.service.watch.touched import touched
 from host_agent.state import HostState
 
@@ -49,10 +50,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What a command may change, as it was before; None for what was not there. ``owners`` are those of sessions."""
+    """What a command may change, as it was before; None for what was not there. ``owners`` are those of sessions.
+
+    ``vms`` are all there are; None for a command that brings no VM with everything in it.
+    """
 
     resources: dict[str, Resource | None]
     owners: dict[str, str]
+    vms: frozenset[str] | None
 
 
 class LappedError(Exception):
@@ -108,15 +113,19 @@ class History:
         state = self._state
         names = touched(state, command, now_ns)
         owners = {name: state.sessions[name].principal for name in names if name in state.sessions}
-        return Before({name: resource(state, name) for name in names}, owners)
+        brings = isinstance(command, CommitMigration | ImportVm)
+        vms = frozenset(state.vms) if brings else None
+        return Before({name: resource(state, name) for name in names}, owners, vms)
 
     def after(self, before: Before, effects: Iterable[Effect]) -> None:
         """Look again, and keep what differs as a group of changes."""
         was = dict(before.resources)
         for effect in effects:
             match effect:
-                case ExitChanged(exit=name) | VcpusTaken(session=name):
+                case ExitChanged(exit=name) | VcpusTaken(session=name) | MigrationChanged(migration=name):
                     was.setdefault(name, None)
+        for vm in self._state.vms.keys() - before.vms if before.vms is not None else ():
+            was.update(dict.fromkeys(names_in(self._state.vms[vm])))
         changes = [change for name, old in was.items() for change in self._compared(name, old, before.owners)]
         if changes:
             self._append(changes)

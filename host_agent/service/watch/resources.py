@@ -6,16 +6,25 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
-from fpstate.v1 import exit_pb2, host_pb2, session_pb2, task_pb2, vcpu_pb2, vm_pb2, watch_pb2
+from fpstate.v1 import exit_pb2, host_pb2, migration_pb2, session_pb2, task_pb2, vcpu_pb2, vm_pb2, watch_pb2
 
 from host_agent.errors import Refused
 from host_agent.service.translate.exit import exit_to_proto
+from host_agent.service.translate.migration import migration_to_proto
 from host_agent.service.translate.session import session_to_proto
 from host_agent.service.translate.vcpu import task_to_proto, vcpu_to_proto
 from host_agent.service.translate.vm import vm_to_proto
-from host_agent.state import HostState
+from host_agent.state import HostState, VmRecord
 
-Resource = vm_pb2.Vm | vcpu_pb2.Vcpu | task_pb2.Task | session_pb2.Session | exit_pb2.Exit | host_pb2.Host
+Resource = (
+    vm_pb2.Vm
+    | vcpu_pb2.Vcpu
+    | task_pb2.Task
+    | session_pb2.Session
+    | exit_pb2.Exit
+    | migration_pb2.Migration
+    | host_pb2.Host
+)
 
 #: The name of the host's own part.
 HOST: Final = "host"
@@ -26,6 +35,7 @@ KINDS: Final[dict[type, watch_pb2.ResourceKind.ValueType]] = {
     task_pb2.Task: watch_pb2.RESOURCE_KIND_TASK,
     session_pb2.Session: watch_pb2.RESOURCE_KIND_SESSION,
     exit_pb2.Exit: watch_pb2.RESOURCE_KIND_EXIT,
+    migration_pb2.Migration: watch_pb2.RESOURCE_KIND_MIGRATION,
     host_pb2.Host: watch_pb2.RESOURCE_KIND_HOST,
 }
 
@@ -49,6 +59,9 @@ def _resource(state: HostState, name: str) -> Resource | None:
         case ["vms", _, "vcpus", _, "exits", _]:
             record = state.exits.get(name) or state.resolved_exits.get(name)
             return exit_to_proto(state, record) if record is not None else None
+        case ["vms", _, "migrations", _]:
+            migration = state.migrations.get(name)
+            return migration_to_proto(migration) if migration is not None else None
         case ["sessions", _]:
             session = state.sessions.get(name)
             return session_to_proto(session) if session is not None else None
@@ -71,10 +84,15 @@ def names(state: HostState) -> Iterator[str]:
     """The name of everything there is."""
     yield HOST
     for vm in state.vms.values():
-        yield vm.name
-        yield from (f"{vm.name}/vcpus/{index}" for index in vm.kvm.vcpus)
-        yield from (f"{vm.name}/tasks/{task}" for task in vm.tasks)
-    yield from chain(state.sessions, state.exits, state.resolved_exits)
+        yield from names_in(vm)
+    yield from chain(state.sessions, state.exits, state.resolved_exits, state.migrations)
+
+
+def names_in(vm: VmRecord) -> Iterator[str]:
+    """The names of a VM, its vCPUs and its tasks."""
+    yield vm.name
+    yield from (f"{vm.name}/vcpus/{index}" for index in vm.kvm.vcpus)
+    yield from (f"{vm.name}/tasks/{task}" for task in vm.tasks)
 
 
 def uid(state: HostState, found: Resource) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from itertools import islice
 
 from host_agent import commands as c
+from host_agent import migration_commands as m
 from host_agent import task_commands as t
 from host_agent.events import Enter, GuestEvent
 from host_agent.exits import DecisionKind
 from host_agent.kvm.vcpu import Vcpu
+from host_agent.migrations import MigrationRole
 from host_agent.service.watch.resources import HOST, names
 from host_agent.state import HostState, VcpuSide, VmRecord
 from host_agent.timers import next_deadline_ns
@@ -28,6 +30,7 @@ def touched(state: HostState, command: c.Command, now_ns: int) -> dict[str, None
     found.due(max(now_ns, state.now_ns))
     _of_command(found, command)
     found.forgotten_exits(len(command.events) if isinstance(command, c.SubmitBatch) else 0)
+    found.forgotten_migrations()
     return found.names
 
 
@@ -94,6 +97,14 @@ def _of_command(found: _Touched, command: c.Command) -> None:  # noqa: C901, PLR
             found.task(task)
         case t.OfflineCpu() | t.OnlineCpu() | t.IdleCpu() | t.SuspendHost():
             found.on_cpus()
+        case m.BeginMigration(vm=vm):
+            found.all_of(vm)
+        case m.ImportVm(migration=migration) if migration:
+            found.add(migration)
+        case m.StageMigration(migration=migration):
+            found.add(migration)
+        case m.CommitMigration(migration=migration) | m.AbortMigration(migration=migration):
+            found.migration(migration)
         case _:
             found.add(*names(found.state))
 
@@ -121,6 +132,9 @@ class _Touched:
                 self.session(session.name)
         for record in self.state.exits.values():
             self.vcpu(record.vcpu)
+        for migration in self.state.leaving.values():
+            if migration.deadline_ns is not None and migration.deadline_ns <= now_ns:
+                self.migration(migration.name)
 
     def all_of(self, name: str) -> None:
         """A VM with everything in it, and the sessions that have its vCPUs."""
@@ -217,12 +231,33 @@ class _Touched:
         vcpu = command.exit.partition("/exits/")[0]
         self.add(command.exit, HOST)
         match command.decision.kind:
-            case DecisionKind.KILL_VM | DecisionKind.RESET_VM:
+            case DecisionKind.KILL_VM | DecisionKind.RESET_VM | DecisionKind.MIGRATE:
                 self.all_of(vcpu.partition("/vcpus/")[0])
-            case DecisionKind.RECLAIM | DecisionKind.MIGRATE:
+            case DecisionKind.RECLAIM if command.decision.any_victim:
                 self.add(*names(self.state))
+            case DecisionKind.RECLAIM:
+                for name in (vcpu, *command.decision.victims):
+                    self.vcpu(name)
             case _:
                 self.vcpu(vcpu)
+
+    def migration(self, name: str) -> None:
+        """A migration that ends: its VM goes, or goes on, or comes over the exits that one of its name had here."""
+        self.add(name)
+        vm = name.partition("/migrations/")[0]
+        record = self.state.migrations.get(name)
+        if record is not None and record.role is MigrationRole.TARGET:
+            self.add(*(each for each in self.state.resolved_exits if each.startswith(f"{vm}/")))
+        else:
+            self.all_of(vm)
+
+    def forgotten_migrations(self) -> None:
+        """The oldest that are over make room for those that are over now."""
+        ending = sum("/migrations/" in name for name in self.names)
+        if not ending:
+            return
+        over = [each.name for each in self.state.migrations.values() if not each.state.open]
+        self.add(*over[: max(0, len(over) + ending - self.state.config.max_migrations)])
 
     def forgotten_exits(self, events: int) -> None:
         """The oldest settled exits make room for those that are settled now, which are so many at most."""
