@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.keepalive:
         return _keepalive()
     seed = asked.seed if asked.seed is not None else secrets.randbelow(1 << 32)
-    print(f"seed {seed}; again: python -m tests.partition --rounds {asked.rounds} --seed {seed}", flush=True)
+    how = " --proxies" if asked.proxies else ""
+    print(f"seed {seed}; again: python -m tests.partition --rounds {asked.rounds} --seed {seed}{how}", flush=True)
     partition = Partition(asked.rounds, seed, proxies=asked.proxies)
     partition.run()
     found = partition.verdict

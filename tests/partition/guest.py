@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,7 @@ def main() -> int:
                 host.channel, vcpus=[vcpu], client_name="partition", lease_s=asked.lease, reconnect_s=_RECONNECT_S
             ) as session:
                 port = session.vcpu(vcpu)
+                signal.signal(signal.SIGTERM, lambda _number, _frame: _interrupt(port))
                 if port.pending is not None:
                     port.wait_pending()
                 return _count(port) if asked.kind == "count" else _exit(port)
@@ -67,6 +69,15 @@ def main() -> int:
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt(port: VcpuPort) -> None:
+    """End what the port waits for.
+
+    An exception out of a handler may come while gRPC starts a call, which then has no thread to serve it: closing the
+    channel waits for that call for ever.
+    """
+    threading.Thread(target=port.interrupt, daemon=True).start()
 
 
 def _tls(folder: Path, vm: str) -> ClientTls:
