@@ -48,6 +48,8 @@ class Run:
     codes: Counter[tuple[str, str]] = field(default_factory=Counter)
     rss_kib: list[int] = field(default_factory=list)
     fields: list[tuple[str, FieldPath]] = field(default_factory=list)
+    #: Sessions that may be there without anybody knowing: they live as long as their leases, and so into later blocks.
+    lost_opens: int = 0
 
     def run(self) -> None:
         """Run it; ``found`` says what came of it."""
@@ -69,6 +71,7 @@ class Run:
         until = time.monotonic() + self.seconds
         while not self.found and (time.monotonic() < until or not self.blocks):
             block = Block(host, f"{self.seed}/{self.blocks}", reference, outsiders=self.blocks % 3 == 2)
+            block.lost_opens = self.lost_opens
             self._block(block, fds)
             self.rss_kib.append(host.figures().rss_kib if host.alive else 0)
         if not self.found:
@@ -95,6 +98,7 @@ class Run:
     def _take(self, block: Block) -> None:
         self.inputs += len(block.sent)
         self.codes += block.codes
+        self.lost_opens = block.lost_opens
         if block.findings:
             self.found, self._failed = block.findings, block
             write_failure(self.failure_path, block, block.sent)
@@ -111,7 +115,7 @@ class Run:
 
     def _drain_and_restart(self, host: LiveHost, reference: Sequence[InstructionOutcome], fds: int) -> None:
         """DrainHost with all its fields changed; then the host has to stop in peace, and to go on with its history."""
-        block = Block(host, f"{self.seed}/drain", reference)
+        block = Block(host, f"{self.seed}/drain", reference, lost_opens=self.lost_opens)
         messages = Messages(Random(f"{self.seed}/drain"), block.vocabulary)
 
         def drains() -> list[Input]:
