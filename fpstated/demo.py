@@ -128,7 +128,7 @@ class _Demo:
 
     async def _start_controller(self, stack: AsyncExitStack, address: str) -> None:
         arguments = ["controller", "--timeline", "--host", address, "--name", "demo-controller", "--seed", "2021"]
-        arguments += ["--policy", "vms/b=retry-after:base=0.15,factor=2,tries=5,then=pause"]
+        arguments += ["--policy", "vms/b=retry-after:base=0.3,factor=2,tries=5,then=pause"]
         controller = await stack.enter_async_context(DemoProcess.started("controller", arguments, self._feed))
         await controller.said(lambda line: '"watching"' in line, _READY_S)
 
