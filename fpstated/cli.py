@@ -20,7 +20,7 @@ from fpstated.config.tables import CONTROLLER, HOST, TABLES
 from fpstated.ctl.app import ctl
 from fpstated.faults_command import faults
 from fpstated.journal_cli import journal
-from fpstated.sim_command import sim
+from fpstated.sim.app import sim
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]

@@ -1,0 +1,19 @@
+"""``fpstated sim``, put together: each command is a module of its own, and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from fpstated.sim.replay import replay
+from fpstated.sim.run import run
+from fpstated.sim.shrink import shrink
+
+sim = typer.Typer(
+    help="The simulated world: a plan on a virtual clock, checked after every step.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+sim.command()(run)
+sim.command()(replay)
+sim.command()(shrink)

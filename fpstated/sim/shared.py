@@ -1,0 +1,73 @@
+"""What the commands of ``fpstated sim`` share: their statuses, what they say when something is wrong, plans by name."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from fpstate.fault.v1 import plan_pb2
+
+#: All is well; a check does not hold (or a replay went another way); nothing can be said or the words are wrong; the
+#: simulator itself is wrong.
+OK: Final = 0
+VIOLATION: Final = 1
+UNKNOWN: Final = 2
+BROKEN: Final = 3
+
+
+class UsageError(ValueError):
+    """Words that cannot be right."""
+
+
+@contextmanager
+def complaints(command: str) -> Iterator[None]:
+    """What is wrong with a plan or the words is status 2, with the simulator 3."""
+    if find_spec("yaml") is None or find_spec("numpy") is None:
+        say(command, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
+        raise typer.Exit(UNKNOWN)
+    from fault_lab.plan.problem import PlanError
+
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except PlanError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(UNKNOWN) from None
+    except (UsageError, OSError) as error:
+        say(command, str(error))
+        raise typer.Exit(UNKNOWN) from None
+    except Exception:  # noqa: BLE001 -- whatever it is: a run that breaks has found nothing
+        traceback.print_exc()
+        say(command, "a bug of the simulator, see above")
+        raise typer.Exit(BROKEN) from None
+
+
+def say(command: str, text: str) -> None:
+    """A line on standard error."""
+    print(f"fpstated sim {command}: {text}", file=sys.stderr)
+
+
+def loaded_plan(name: str) -> plan_pb2.Plan:
+    """A plan whose checks are all known."""
+    from fault_lab.plan.load import load_plan
+    from fault_lab.plans import find_plan
+    from fault_lab.sim.run import unknown_checks
+
+    if name == "-":
+        loaded = load_plan(sys.stdin.read(), "stdin")
+    else:
+        path = find_plan(name)
+        loaded = load_plan(path.read_text(encoding="utf-8"), name if Path(name).exists() else path.name)
+    complaints = unknown_checks(loaded)
+    if complaints:
+        raise UsageError("\n".join(complaints))
+    return loaded
