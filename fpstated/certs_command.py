@@ -14,6 +14,7 @@ import typer
 certs = typer.Typer(
     help="Make a development CA and certificates for mutual TLS. Needs: pip install 'fpstated[certs]'.",
     no_args_is_help=True,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where the CA and its certificates lie.", file_okay=False)]

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
 faults = typer.Typer(
-    help="Fault points and plans: what can be broken on purpose, and how.", no_args_is_help=True, rich_markup_mode=None
+    help="Fault points and plans: what can be broken on purpose, and how.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 PlanFile = Annotated[

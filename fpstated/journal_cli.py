@@ -19,6 +19,7 @@ journal = typer.Typer(
     "be used while the host runs. docs/storage.md explains the rest.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The state directory.", exists=True, file_okay=False)]

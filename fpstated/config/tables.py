@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from fpstated.config.setting import Setting, Table, choice, file_mode, number, path, switch, text, texts
-from host_agent.decision_rules import DEFAULT_ACTIONS
 
 _TLS: Final = (
     Setting(
@@ -127,7 +126,8 @@ HOST: Final = Table(
         ),
         Setting(
             key="exit-default",
-            kind=choice(*(kind.name.lower().replace("_", "-") for kind in DEFAULT_ACTIONS)),
+            # host_agent.decision_rules.DEFAULT_ACTIONS, which a guest's install does not have.
+            kind=choice("pause", "inject-gp", "hide-feature", "kill-vcpu", "kill-vm", "reset-vm"),
             default="pause",
             help="The default action, where no controller decides in time.",
         ),

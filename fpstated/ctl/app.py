@@ -28,7 +28,7 @@ protobuf's JSON. Status 0: done; 1: refused; 2: asked for wrongly; 3: no host an
 Examples: fpstated ctl vms list; fpstated ctl exits list --json; fpstated ctl --address 127.0.0.1:7443 host info
 """
 
-ctl = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+ctl = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 
 def _connect(ctx: typer.Context, flags: dict[str, object], config: Path | None, show: bool) -> None:

@@ -14,7 +14,7 @@ from fpstated.ctl.connection import Connection, connection
 from fpstated.ctl.names import exit_name, vm_name
 from fpstated.ctl.show import Json, mask, print_fields, print_json, print_table, seconds, size, word
 
-exits = typer.Typer(help="Exits to userspace.", no_args_is_help=True, rich_markup_mode=None)
+exits = typer.Typer(help="Exits to userspace.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 ExitArgument = Annotated[
     str,

@@ -13,7 +13,7 @@ from fpstated.ctl.connection import Connection, connection
 from fpstated.ctl.names import byte_limit, vm_name
 from fpstated.ctl.show import Json, print_fields, print_json, print_table, seconds, size, word
 
-host = typer.Typer(help="The host itself.", no_args_is_help=True, rich_markup_mode=None)
+host = typer.Typer(help="The host itself.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 limits = typer.Typer(help="What may be taken at most, of memory and of everything else.", no_args_is_help=True)
 
 

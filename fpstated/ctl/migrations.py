@@ -16,7 +16,9 @@ from fpstated.ctl.vms import VmArgument
 from guest_agent.host import Host
 from guest_agent.migrate import abort_migration
 
-migrations = typer.Typer(help="VMs that move from host to host.", no_args_is_help=True, rich_markup_mode=None)
+migrations = typer.Typer(
+    help="VMs that move from host to host.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
 
 _SOURCE: Final = migration_pb2.MIGRATION_ROLE_SOURCE
 _OPEN: Final = (

@@ -13,8 +13,10 @@ from fpstated.ctl.connection import Connection, connection
 from fpstated.ctl.names import vcpu_name, vm_name
 from fpstated.ctl.show import Json, mask, print_fields, print_json, print_table, seconds, size, word
 
-vcpus = typer.Typer(help="The vCPUs of VMs.", no_args_is_help=True, rich_markup_mode=None)
-sessions = typer.Typer(help="The sessions of guest agents.", no_args_is_help=True, rich_markup_mode=None)
+vcpus = typer.Typer(help="The vCPUs of VMs.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+sessions = typer.Typer(
+    help="The sessions of guest agents.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
 
 VcpuArgument = Annotated[
     str,

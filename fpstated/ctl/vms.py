@@ -14,7 +14,7 @@ from fpstated.ctl.connection import Connection, connection
 from fpstated.ctl.names import byte_limit, vm_name
 from fpstated.ctl.show import Json, mask, print_fields, print_json, print_table, size, word
 
-vms = typer.Typer(help="Virtual machines.", no_args_is_help=True, rich_markup_mode=None)
+vms = typer.Typer(help="Virtual machines.", no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 VmArgument = Annotated[
     str, typer.Argument(metavar="VM", help="NAME or vms/NAME.", autocompletion=complete_vm, show_default=False)

@@ -12,6 +12,7 @@ sim = typer.Typer(
     help="The simulated world: a plan on a virtual clock, checked after every step.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 sim.command()(run)
