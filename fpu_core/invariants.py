@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from fpu_core.alloc import Account
@@ -30,11 +31,13 @@ from fpu_core.xfeature import (
 
 #: MXCSR and its mask, within the x87 component.
 _MXCSR: Final = slice(MXCSR_OFFSET, MXCSR_OFFSET + 8)
+#: What of the header is neither XSTATE_BV nor XCOMP_BV.
+_RESERVED: Final = slice(XSTATE_BV_OFFSET + 16, XSAVE_EXTENDED_OFFSET)
 
 
-@dataclass(slots=True)
+@dataclass
 class CoreView:
-    """Everything of a host that the invariants talk about. ``guests`` pairs each vCPU with the account that pays."""
+    """What the invariants talk about, between two steps. ``guests`` pairs each vCPU with the account that pays."""
 
     host: FpuHost
     cpus: list[Cpu]
@@ -42,13 +45,10 @@ class CoreView:
     guests: list[tuple[FpuGuest, Account]]
     accounts: list[Account] = field(default_factory=list)
 
-    def containers(self) -> Iterator[Fpstate]:
+    @cached_property
+    def containers(self) -> list[Fpstate]:
         """Every container there is, active, parked and guest, each once."""
-        seen: set[int] = set()
-        for fpstate in self._references():
-            if id(fpstate) not in seen:
-                seen.add(id(fpstate))
-                yield fpstate
+        return list({id(fpstate): fpstate for fpstate in self._references()}.values())
 
     def _references(self) -> Iterator[Fpstate]:
         for fpu in self.fpus:
@@ -69,7 +69,7 @@ class CoreView:
             buffers = guest.buffers
             own = (guest.fpstate,) if buffers is None else (buffers.user_fpu, buffers.guest_fpu)
             payers |= {id(fpstate): account for fpstate in own}
-        for fpstate in self.containers():
+        for fpstate in self.containers:
             if fpstate.is_valloc:
                 yield fpstate, payers[id(fpstate)]
 
@@ -106,7 +106,7 @@ def scheduled_out_is_in_memory(view: CoreView) -> Violations:
 def no_hidden_state_in_images(view: CoreView) -> Violations:
     """An image that is the truth in memory never has an XSTATE_BV bit that its XFD forbids to load (B1, B46)."""
     live = {id(fpu.fpstate) for fpu in view.fpus if not fpu.need_load}
-    for fpstate in view.containers():
+    for fpstate in view.containers:
         if id(fpstate) not in live and not fpstate.is_confidential and fpstate.xstate_bv & fpstate.xfd:
             yield f"{fpstate}: XSTATE_BV {fpstate.xstate_bv:#x} under XFD {fpstate.xfd:#x}"
 
@@ -155,7 +155,7 @@ def room_for_every_feature(view: CoreView) -> Violations:
     config = view.host.config
     if not config.xsave:
         return
-    for fpstate in view.containers():
+    for fpstate in view.containers:
         if fpstate.size < config.kernel_size(fpstate.xfeatures) or len(fpstate.regs) != fpstate.size:
             yield f"{fpstate}: {len(fpstate.regs)} bytes, {config.kernel_size(fpstate.xfeatures)} needed"
 
@@ -163,12 +163,12 @@ def room_for_every_feature(view: CoreView) -> Violations:
 def headers_are_loadable(view: CoreView) -> Violations:
     """XSTATE_BV is within XCOMP_BV on compacted hosts, reserved header bytes and MXCSR's reserved bits are clear."""
     config = view.host.config
-    for fpstate in view.containers():
+    for fpstate in view.containers:
         if config.compacted:
             layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
             if not fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT or fpstate.xstate_bv & ~layout:
                 yield f"{fpstate}: XSTATE_BV {fpstate.xstate_bv:#x}, XCOMP_BV {fpstate.xcomp_bv:#x}"
-        if any(fpstate.regs[XSTATE_BV_OFFSET + 16 : XSAVE_EXTENDED_OFFSET]):
+        if fpstate.regs[_RESERVED].strip(b"\0"):
             yield f"{fpstate}: reserved bytes of the header are not zero"
         mxcsr = int.from_bytes(fpstate.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little")
         if fpstate.xstate_bv & XFEATURE_MASK_FPSSE and mxcsr & ~config.mxcsr_mask:

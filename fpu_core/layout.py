@@ -60,7 +60,9 @@ class ComponentTable:
     components: dict[int, Component]
     #: Whether the kernel uses the compacted format on this processor (XSAVEC or XSAVES).
     compacted: bool
+    # Both are asked at every check of every invariant, and a processor has few masks.
     _offsets: dict[tuple[int, bool], dict[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _sizes: dict[tuple[int, bool], int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_profile(cls, profile: CpuidProfile) -> ComponentTable:
@@ -106,6 +108,13 @@ class ComponentTable:
         topmost component plus its size. A standard question wants the component that *ends* last, which need not be
         the one with the highest number (APX sits in the slot of MPX).
         """
+        key = (mask, compacted)
+        found = self._sizes.get(key)
+        if found is None:
+            found = self._sizes[key] = self._size(mask, compacted=compacted)
+        return found
+
+    def _size(self, mask: int, *, compacted: bool) -> int:
         extended = mask & ~3
         if not extended:
             return XSAVE_EXTENDED_OFFSET

@@ -42,12 +42,12 @@ def test_one_buffer_less(policy: str) -> None:
     for name in ("a/vcpu", "b/main", "b/vcpu"):
         world.exit(world.tasks[name])
     wanted = 3 if policy == "three_buffer" else 2
-    assert len(list(world.view().containers())) == wanted
+    assert len(world.view().containers) == wanted
     world.xsetbv(guest, AMX)
     assert guest.vcpu.xcr0 == AMX
-    assert len(list(world.view().containers())) == wanted
+    assert len(world.view().containers) == wanted
     world.leave(guest)
-    assert len(list(world.view().containers())) == wanted
+    assert len(world.view().containers) == wanted
 
 
 @pytest.mark.parametrize("policy", [*ON_DEMAND, "three_buffer"])
