@@ -25,6 +25,7 @@ Order = Literal["xfd-armed-first", "xcr0-first-with-xfd-0"]
 
 #: Commands that have others below them, by module and the name in it: loaded when one is called, or when all are shown.
 _GROUPS: Final = {
+    "campaign": "fpstated.campaign_command",
     "certs": "fpstated.certs_command",
     "ctl": "fpstated.ctl.app",
     "faults": "fpstated.faults_command",
