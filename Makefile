@@ -22,8 +22,9 @@ help:  ## print this list
 run: $(STAMP)  ## run the demonstration: host agent, controller and three guests as processes, one timeline
 	@$(BIN)/fpstated demo $(ARGS)
 
+# Up to four processes: many tests start processes of their own. `make test ARGS="-n 0 ..."` runs them in one, in their order.
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## check format, lint, types, import directions, that generated code and docs are fresh, and the protos
 	$(BIN)/ruff format --check .

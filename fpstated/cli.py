@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TextIO, cast
@@ -23,15 +22,26 @@ from fpstated.config.tables import CONTROLLER, HOST, TABLES
 Kind = Literal["auto", "kvm", "script"]
 Order = Literal["xfd-armed-first", "xcr0-first-with-xfd-0"]
 
-#: Commands that have others below them, by module and the name in it: loaded when one is called, or when all are shown.
-_GROUPS: Final = {
-    "campaign": "fpstated.campaign_command",
-    "certs": "fpstated.certs_command",
-    "ctl": "fpstated.ctl.app",
-    "faults": "fpstated.faults_command",
-    "journal": "fpstated.journal_cli",
-    "sim": "fpstated.sim.app",
-}
+#: Commands that have others below them.
+_GROUPS: Final = ("campaign", "certs", "ctl", "faults", "journal", "sim")
+
+
+def _group(name: str) -> typer.Typer:
+    """Load one of them: when it is called, or when all are shown."""
+    match name:
+        case "campaign":
+            from fpstated.campaign_command import campaign as group
+        case "certs":
+            from fpstated.certs_command import certs as group
+        case "ctl":
+            from fpstated.ctl.app import ctl as group
+        case "faults":
+            from fpstated.faults_command import faults as group
+        case "journal":
+            from fpstated.journal_cli import journal as group
+        case _:
+            from fpstated.sim.app import sim as group
+    return group
 
 
 class _Root(TyperGroup):
@@ -45,7 +55,7 @@ class _Root(TyperGroup):
         """Load a group when it is asked for."""
         if cmd_name not in _GROUPS:
             return super().get_command(ctx, cmd_name)
-        group = typer.main.get_command(getattr(import_module(_GROUPS[cmd_name]), cmd_name))
+        group = typer.main.get_command(_group(cmd_name))
         group.name = cmd_name
         return group
 

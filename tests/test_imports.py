@@ -121,6 +121,7 @@ RULES = (
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
                "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fault_lab.search",
+               "fault_lab.campaign",
                "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )

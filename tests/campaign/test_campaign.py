@@ -50,7 +50,7 @@ def plan() -> plan_pb2.Plan:
     return load_plan(PLAN.read_text(encoding="utf-8"), PLAN.name)
 
 
-def outline(plan: plan_pb2.Plan, **changed: Any) -> Outline:
+def outline(plan: plan_pb2.Plan, **changed: Any) -> Outline:  # noqa: ANN401 -- any field of an outline
     """Seeds 1 to 24 in blocks of five: the last block is a short one."""
     wanted: dict[str, Any] = {"mode": plan_pb2.SEARCH_MODE_RANDOM, "depth": 3, "first": 1, "last": RUNS, "block": 5}
     return Outline(plan, **wanted | changed)
@@ -148,9 +148,7 @@ def test_a_failure_is_kept_as_a_plan_that_fails(plan: plan_pb2.Plan, tmp_path: P
             assert found.check == failure.check
 
 
-def test_what_the_simulator_does_wrong_is_told(
-    plan: plan_pb2.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_simulator_does_wrong_is_told(plan: plan_pb2.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no violation; the campaign goes on, and says it with the seed."""
     (first, *_rest) = outline(plan).work()
     monkeypatch.setattr("fault_lab.campaign.block.search", lambda *_a, **_k: (_ for _ in [1 // 0]))
@@ -195,7 +193,7 @@ def test_what_cannot_be_a_campaign(plan: plan_pb2.Plan, changed: dict[str, Any],
 
 def test_directories_that_hold_no_campaign(plan: plan_pb2.Plan, tmp_path: Path) -> None:
     """Each is refused with the file that is wrong, and left as it was."""
-    with pytest.raises(StoreError, match="expected a campaign, there is no campaign.json"):
+    with pytest.raises(StoreError, match=r"expected a campaign, there is no campaign\.json"):
         Store.open(tmp_path)
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(StoreError, match="expected an empty directory"):
