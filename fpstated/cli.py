@@ -23,12 +23,14 @@ Kind = Literal["auto", "kvm", "script"]
 Order = Literal["xfd-armed-first", "xcr0-first-with-xfd-0"]
 
 #: Commands that have others below them.
-_GROUPS: Final = ("certs", "ctl", "faults", "journal", "sim")
+_GROUPS: Final = ("campaign", "certs", "ctl", "faults", "journal", "sim")
 
 
 def _group(name: str) -> typer.Typer:
     """Load one of them: when it is called, or when all are shown."""
     match name:
+        case "campaign":
+            from fpstated.campaign_command import campaign as group
         case "certs":
             from fpstated.certs_command import certs as group
         case "ctl":

@@ -100,9 +100,18 @@ RULES = (
                "host_agent.service", "guest_agent", "vmm_controller", "vmm_controller.policy",
                "fault_lab.injection", "fault_lab.wire", "fault_lab.plan"),
          third_party=WIRE, pure=True),
+    # Searches: which runs of the virtual-time world are made.
+    Rule(package="fault_lab.search",
+         ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         third_party=("google",), pure=True),
+    # Many seeds on many processors: not pure, as it keeps what is done and hands out what is not.
+    Rule(package="fault_lab.campaign",
+         ours=("fpstate", "fpstated", "host_agent.journal", "fault_lab.plan", "fault_lab.search", "fault_lab.sim"),
+         third_party=("google", "distributed", "ray")),
     # The same plans on real processes, and what authors of tests import.
     Rule(package="fault_lab",
-         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim",
+               "fault_lab.search"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -111,7 +120,9 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fpstated.link"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fault_lab.search",
+               "fault_lab.campaign",
+               "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on

@@ -8,13 +8,12 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from fpstated.cli import app as fpstated_app
+from fpstated.ctl.app import ctl
 
 
 def commands(app: typer.Typer) -> Iterator[tuple[str, str, str]]:
-    """Yield each command below `ctl`: its words, what it takes, and what it does in one line."""
-    root: Any = get_command(app)
-    yield from _below(root.commands["ctl"], "")
+    """Yield each command below a group: its words, what it takes, and what it does in one line."""
+    yield from _below(get_command(app), "")
 
 
 def _below(group: Any, words: str) -> Iterator[tuple[str, str, str]]:  # noqa: ANN401 -- typer's own types
@@ -39,7 +38,7 @@ def _takes(command: Any) -> Iterator[str]:  # noqa: ANN401
 def ctl_table() -> str:
     """The table of docs/ctl.md."""
     lines = ["| fpstated ctl | |", "|---|---|"]
-    for words, takes, does in commands(fpstated_app):
+    for words, takes, does in commands(ctl):
         usage = f"{words} {takes}".strip().replace("|", "\\|")
         lines.append(f"| `{usage}` | {does} |")
     return "\n".join(lines) + "\n"

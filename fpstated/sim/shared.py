@@ -28,10 +28,10 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def complaints(command: str) -> Iterator[None]:
+def complaints(command: str, group: str = "sim") -> Iterator[None]:
     """What is wrong with a plan or the words is status 2, with the simulator 3."""
     if find_spec("yaml") is None or find_spec("numpy") is None:
-        say(command, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
+        say(command, group, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
         raise typer.Exit(UNKNOWN)
     from fault_lab.plan.problem import PlanError
 
@@ -43,17 +43,17 @@ def complaints(command: str) -> Iterator[None]:
         print(error, file=sys.stderr)
         raise typer.Exit(UNKNOWN) from None
     except (UsageError, OSError) as error:
-        say(command, str(error))
+        say(command, group, str(error))
         raise typer.Exit(UNKNOWN) from None
     except Exception:  # noqa: BLE001 -- whatever it is: a run that breaks has found nothing
         traceback.print_exc()
-        say(command, "a bug of the simulator, see above")
+        say(command, group, "a bug of the simulator, see above")
         raise typer.Exit(BROKEN) from None
 
 
-def say(command: str, text: str) -> None:
+def say(command: str, group: str, text: str) -> None:
     """A line on standard error."""
-    print(f"fpstated sim {command}: {text}", file=sys.stderr)
+    print(f"fpstated {group} {command}: {text}", file=sys.stderr)
 
 
 def loaded_plan(name: str) -> plan_pb2.Plan:

@@ -1,0 +1,1 @@
+"""Searches: the same plan again and again, varied each time, until something fails or the bounds are reached."""

@@ -1,0 +1,1 @@
+"""Campaigns: blocks of seeds on executors."""
