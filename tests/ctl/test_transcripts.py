@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fpstated.cli import app
+from fpstated.ctl.app import ctl
 from tests.ctl.rig import ctl_host
 from tests.ctl.transcript import played
 from tools.ctl_table import commands
@@ -25,5 +25,5 @@ def test_what_the_commands_say(path: Path, tmp_path: Path) -> None:
 def test_every_command_is_in_a_transcript() -> None:
     """But those that need a terminal or a second host, which have tests of their own."""
     text = "".join(path.read_text() for path in TRANSCRIPTS)
-    missing = {name for name, _, _ in commands(app) if f"\n$ {name}" not in text}
+    missing = {name for name, _, _ in commands(ctl) if f"\n$ {name}" not in text}
     assert missing == {"watch", "export", "import"}
