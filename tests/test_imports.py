@@ -94,15 +94,18 @@ RULES = (
          ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fpu_core", "host_agent.kvm",
                "vmm_controller.policy", "guest_agent"),
          third_party=("google", "yaml"), pure=True),
+    # Histories against the rules of KVM, which it asks; what a record says is made of the wire's and a guest's values.
+    Rule(package="fault_lab.linear", ours=("fpstate", "fpu_core", "host_agent.kvm", "guest_agent"), pure=True),
     # The virtual-time world: every pure part, and of the services what translates. No thread, no clock, no socket.
     Rule(package="fault_lab.sim",
          ours=("fpstate", "fpstated", "fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal",
                "host_agent.service", "guest_agent", "vmm_controller", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear"),
          third_party=WIRE, pure=True),
     # The same plans on real processes, and what authors of tests import.
     Rule(package="fault_lab",
-         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear",
+               "fault_lab.sim"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -111,7 +114,8 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fpstated.link"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear", "fault_lab.sim",
+               "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on
