@@ -67,7 +67,7 @@ class VcpuModel:
 def _event(supported: int | None, state: State, what: Event) -> Sequence[State]:
     seq, kind, operands, heard = what
     if heard is not None and heard.tag == "rejected":  # whether that uses its number up depends on the reason
-        taken = state.life == "here" and seq == state.seq + 1 and state.parked is None
+        taken = state.life != "absent" and seq == state.seq + 1 and state.parked is None
         return (state, state._replace(seq=seq, settled=heard)) if taken else (state,)
     if state.life != "here" or seq != state.seq + 1:
         return ()

@@ -47,6 +47,21 @@ def test_without_a_bug_nothing_is_found(seed: int) -> None:
         assert _overlaps(history.operations) > 0
 
 
+@pytest.mark.parametrize(
+    "policy", ["kill-vm", "reset-vm", "kill-vcpu", "reclaim", "hide-feature", "inject-nm", "defer", "pause"]
+)
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_whatever_is_decided_is_explained(policy: str, ephemeral: bool) -> None:
+    """Every decision, on a host with a journal and on one that forgets: no check has anything against either."""
+    text = TEXT.replace('"retry:tries=2,then=inject-gp"', f'"{policy}"')
+    if ephemeral:
+        text = text.replace("default-lease: 3s", "default-lease: 3s, ephemeral: true")
+    for seed in (1, 2):
+        result = simulate(load_plan(text, "observed.yaml"), seed)
+        assert (result.violation, result.unknown) == (None, ""), (seed, policy, ephemeral)
+        assert result.fired
+
+
 def _overlaps(operations: list[Operation]) -> int:
     """How many reads were under way while something else was."""
     reads = [each for each in operations if each.reads and each.ret is not None]
