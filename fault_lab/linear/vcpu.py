@@ -30,6 +30,8 @@ from fault_lab.linear.what import (
 )
 from host_agent.kvm.xcr0 import xcr0_error
 
+_REJECTED: Final = Heard("rejected")
+
 
 @dataclass(frozen=True, slots=True)
 class VcpuModel:
@@ -66,18 +68,20 @@ class VcpuModel:
 
 def _event(supported: int | None, state: State, what: Event) -> Sequence[State]:
     seq, kind, operands, heard = what
+    turn = state.life != "absent" and seq == state.seq + 1
+    refused = [state._replace(seq=seq, settled=_REJECTED)] if turn and state.parked is None else []
     if heard is not None and heard.tag == "rejected":  # whether that uses its number up depends on the reason
-        taken = state.life != "absent" and seq == state.seq + 1 and state.parked is None
-        return (state, state._replace(seq=seq, settled=heard)) if taken else (state,)
-    if state.life != "here" or seq != state.seq + 1:
+        return [state, *refused]
+    if not turn:
         return ()
-    if kind == "Init":
-        return _told([(Heard("done"), initialised(state))], seq, heard)
-    if state.parked is not None:
-        return ()
-    execute = EVENTS.get(kind)
-    found = [(Heard("done"), state)] if execute is None else execute(supported, state, dict(operands), heard)
-    return _told(found, seq, heard)
+    found: Found = []
+    if state.life == "here":
+        if kind == "Init":
+            found = [(Heard("done"), initialised(state))]
+        elif state.parked is None:
+            execute = EVENTS.get(kind)
+            found = [(Heard("done"), state)] if execute is None else execute(supported, state, dict(operands), heard)
+    return [*_told(found, seq, heard), *(refused if heard is None else ())]
 
 
 def _look(_supported: int | None, state: State, what: Look) -> Sequence[State]:
