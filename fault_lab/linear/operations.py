@@ -140,7 +140,7 @@ def _begun(record: Record, repeated: dict[object, _Call]) -> _Call:
         earlier = repeated.setdefault(key, call)
         if earlier.result is None:
             call = earlier
-        elif f == "SubmitEvents" and _taken(earlier.result):
+        elif f == "SubmitEvents" and earlier.result["outcome"] not in ("rejected", "blocked"):
             call.f = "WaitOutcome"  # its outcome is asked for once more
         else:
             repeated[key] = call

@@ -145,6 +145,15 @@ def test_what_failed_has_not_happened() -> None:
     assert history.answer == "violation"
 
 
+def test_a_number_that_a_fenced_session_was_refused_is_sent_by_the_next() -> None:
+    """The same event again is one of its own: the refusal may or may not have used the number up."""
+    history = Told()
+    history.end(history.write(), {"outcome": "rejected", "reason": "SESSION_FENCED", "taken": True})
+    history.end(history.write(), DONE)
+    history.look(0x40000, 1)
+    assert history.answer == "ok"
+
+
 def test_an_outcome_needs_a_decision() -> None:
     """Parked in front of a write, a guest hears that it has happened: not before somebody decided so."""
     history = Told()
