@@ -48,7 +48,7 @@ Problems = Iterator[Problem]
 
 def problems(plan: plan_pb2.Plan) -> list[Problem]:
     """Return every mistake, without positions; empty for a plan that can be run."""
-    found = [*_root(plan), *_topology(plan), *_workload(plan)]
+    found = [*_root(plan), *_topology(plan), *_workload(plan), *_readers(plan)]
     for nr, fault in enumerate(plan.faults):
         found += _fault(plan, fault, f"faults[{nr}]")
     return [*found, *_run(plan), *_checks(plan), *_schedule(plan)]
@@ -84,6 +84,8 @@ def _topology(plan: plan_pb2.Plan) -> Problems:
     yield from _once("topology.vms", [vm.name for vm in there.vms])
     hosts, controllers = [host.name for host in there.hosts], [each.name for each in there.controllers]
     yield from _once("topology.controllers", hosts + controllers, first=len(hosts))
+    readers = [each.name for each in plan.workload.readers]
+    yield from _once("workload.readers", hosts + controllers + readers, first=len(hosts + controllers))
 
 
 def _host(host: plan_pb2.PlannedHost, path: str) -> Problems:
@@ -147,6 +149,19 @@ def _workload(plan: plan_pb2.Plan) -> Problems:
                 yield from _range(f"{path}.random.events", guest.random.events, 1, _MANY)
             case _:
                 yield Problem(path, "script, mix or random", "none of them")
+
+
+def _readers(plan: plan_pb2.Plan) -> Problems:
+    for nr, reader in enumerate(plan.workload.readers):
+        path = f"workload.readers[{nr}]"
+        yield from _name(f"{path}.name", reader.name)
+        yield from _known_host(plan, reader.host, path)
+        if reader.vcpu:
+            yield from _fitting(f"{path}.vcpu", reader.vcpu, vcpus(plan))
+        yield from _range(f"{path}.clients", reader.clients, 0, _PARTS_MAX)
+        yield from _range(f"{path}.reads", reader.reads, 0, _MANY)
+        if reader.HasField("think_time"):
+            yield from _latency(reader.think_time, f"{path}.think_time")
 
 
 def _script(text: str, path: str) -> Problems:

@@ -11,18 +11,20 @@ from fault_lab.injection.points import FAULT_POINTS
 
 
 def nodes(plan: plan_pb2.Plan) -> list[str]:
-    """Hosts, controllers, and ``vms/{vm}`` for the guest agent of each VM, in the order of the plan."""
+    """Hosts, controllers, ``vms/{vm}`` for the guest agent of each VM, and readers, in the order of the plan."""
     there = plan.topology
     hosts, controllers = (each.name for each in there.hosts), (each.name for each in there.controllers)
-    return [*hosts, *controllers, *(f"vms/{vm.name}" for vm in there.vms)]
+    readers = (each.name for each in plan.workload.readers)
+    return [*hosts, *controllers, *(f"vms/{vm.name}" for vm in there.vms), *readers]
 
 
 def links(plan: plan_pb2.Plan) -> list[str]:
-    """``from->to`` for each way between a host and its controllers and guests."""
+    """``from->to`` for each way between a host and its controllers, guests and readers."""
     there = plan.topology
     first = there.hosts[0].name if there.hosts else ""
     pairs = [(f"vms/{vm.name}", vm.host or first) for vm in there.vms]
     pairs += [(each.name, each.host or first) for each in there.controllers]
+    pairs += [(each.name, each.host or first) for each in plan.workload.readers]
     return [f"{a}->{b}" for pair in pairs for a, b in (pair, pair[::-1])]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from fpstate.v1 import vcpu_pb2
+
+from fault_lab.sim.reads import Read, Registers
 from fault_lab.sim.services import Done, GetExit, Held, Listed, ListExits, WaitOutcome, WatchExits
 from fault_lab.sim.wire import Answer
 from guest_agent.opening import Opened
@@ -106,6 +109,22 @@ def _outcome(value: Outcome) -> str:
             return f"rejected {refusal.reason}"
         case _:
             return f"blocked behind {value.expected_seq}"
+
+
+@brief.register
+def _(value: Read) -> str:
+    return value.vcpu
+
+
+@brief.register
+def _(value: vcpu_pb2.Vcpu) -> str:
+    state = vcpu_pb2.VcpuState.Name(value.state).removeprefix("VCPU_STATE_")
+    return f"{state} xcr0={value.xcr0:#x} xfd={value.xfd:#x} xfd_err={value.xfd_err:#x} next {value.next_seq}"
+
+
+@brief.register
+def _(value: Registers) -> str:
+    return " ".join(f"{name}={number:#x}" for name, number in value.read)
 
 
 @brief.register

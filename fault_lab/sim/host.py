@@ -70,7 +70,14 @@ class HostNode(Node):
         self._digest_before = self.machine.digest() if whole and not self.ephemeral else ""
         lost = self.journal.crash(ephemeral=self.ephemeral)
         self.world.record("node", node=self.name, state="lost", records=lost)
+        if self.ephemeral:
+            self.world.record("node", node=self.name, state="forgot", op={"vcpus": self._vcpus()})
         self.service = Service(self)
+
+    def _vcpus(self) -> list[str]:
+        """The vCPUs that there are now."""
+        state = self.machine.state
+        return [state.vcpu_name(vcpu) for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
 
     def recover(self, why: str) -> None:
         """Go back to what is durable while the process lives on."""

@@ -50,7 +50,8 @@ class Exchange:
     def begin(self) -> None:
         """Send the request."""
         world = self.client.world
-        world.record("invoke", process=self.process, f=self.method, call=self.id, value=world.brief(self.request))
+        said, op = world.brief(self.request), world.operation(self.request)
+        world.record("invoke", process=self.process, f=self.method, call=self.id, value=said, **op)
         world.open_calls[self.id] = self
         message = Message(f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True)
         world.network.send(self.client.name, self.host.name, message)
@@ -85,7 +86,8 @@ class Exchange:
         refused = isinstance(reply, Refusal)
         kind = "ok" if not refused else "info" if _code(reply) in _UNKNOWN else "fail"
         said = f"{_code(reply)} {reply.reason}".strip() if isinstance(reply, Refusal) else world.brief(reply)
-        world.record(kind, process=self.process, f=self.method, call=self.id, value=said)
+        heard = {} if refused else world.result(self.request, reply)
+        world.record(kind, process=self.process, f=self.method, call=self.id, value=said, **heard)
         self.then(reply)
 
     def reset(self, node: str) -> None:

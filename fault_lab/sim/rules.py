@@ -70,8 +70,8 @@ class Rules:
         self._controls: dict[tuple[str, str], int] = {}
         self._scopes: dict[str, str] = {}
         self._acknowledged_epochs: dict[str, int] = {}
-        #: By the uid of a vCPU: the number taken last, and the highest that its agent knows the outcome of.
-        self._taken: dict[str, int] = {}
+        #: The number taken last by (host, uid of a vCPU), and by uid the highest that its agent knows the outcome of.
+        self._taken: dict[tuple[str, str], int] = {}
         self._heard: dict[str, int] = {}
         self._finals: dict[tuple[str, int], Outcome] = {}
         self._decided: dict[tuple[str, str, int], str] = {}
@@ -143,7 +143,7 @@ class Rules:
                 continue
             newest = self._sessions.get((host.name, event.vcpu), 0)
             side = state.side(vcpu)
-            last = self._taken.get(side.uid, 0)
+            last = self._taken.get((host.name, side.uid), 0)
             now = side.next_seq - 1
             if now == last:
                 continue
@@ -151,7 +151,7 @@ class Rules:
                 self.fail("epochs-fence", f"{event.vcpu}: event {now} of epoch {command.epoch} is taken after {newest}")
             if now != last + 1 or event.seq != now:
                 self.fail("numbers-once", f"{event.vcpu}: event {event.seq} is taken as {now} behind {last}")
-            self._taken[side.uid] = now
+            self._taken[host.name, side.uid] = now
 
     def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
         """A decision that was applied has changed its exit in this very revision."""
@@ -241,6 +241,7 @@ class Rules:
         if host.ephemeral:
             self._epochs.pop(host.name, None)
             self._acknowledged_epochs.pop(host.name, None)
+            self._forget(host)
             return
         known = self._acknowledged_epochs.get(host.name, 0)
         if state.epoch < known:
@@ -249,7 +250,7 @@ class Rules:
         vcpus = [vcpu for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
         mine = {side.uid: side for vcpu in vcpus if isinstance(side := vcpu.agent, VcpuSide)}
         for uid, side in mine.items():
-            self._taken[uid] = side.next_seq - 1
+            self._taken[host.name, uid] = side.next_seq - 1
             if side.next_seq <= self._heard.get(uid, 0):
                 text = f"{uid} expects event {side.next_seq}, and event {self._heard[uid]} was acknowledged"
                 self.fail("acknowledged-is-there", text)
@@ -266,6 +267,13 @@ class Rules:
         self._decided = {
             key: kind for key, kind in self._decided.items() if key[:2] in there and key[2] in there[key[:2]].winners
         }
+
+    def _forget(self, host: HostNode) -> None:
+        """A host without a journal begins anew, and gives its vCPUs the uids that it gave before."""
+        self._taken = {key: number for key, number in self._taken.items() if key[0] != host.name}
+        elsewhere = {name for name in self._world.guests if self._world.host_of(name) is not host}
+        self._exits = {key: each for key, each in self._exits.items() if _vm_of(key[1]) in elsewhere}
+        self._decided = {key: each for key, each in self._decided.items() if _vm_of(key[1]) in elsewhere}
 
     # -- guests --------------------------------------------------------------------------------------------------------
 
@@ -321,3 +329,7 @@ class Rules:
                 found = vm.kvm.vcpus.get(int(vcpu.rpartition("/")[2])) if vm is not None else None
                 if found is None or found.state is not VcpuState.PAUSED:
                     yield f"{vcpu} has not come to its end: {found.state.value if found else 'it is not there'}"
+
+
+def _vm_of(exit_name: str) -> str:
+    return exit_name.partition("/vcpus/")[0]

@@ -11,6 +11,7 @@ from typing import Final
 
 from fpstate.fault.v1 import plan_pb2
 
+from fault_lab.linear.judge import judge
 from fault_lab.plan.canonical import plan_hash
 from fault_lab.sim.controller import DECIDED
 from fault_lab.sim.faults import Fired
@@ -21,8 +22,10 @@ from fpstated._version import __version__
 from host_agent.journal.record import RULES_VERSION
 
 #: Raised when the same plan and seed may lead to another history.
-SIM_VERSION: Final = 1
+SIM_VERSION: Final = 2
 _FIRED: Final = "fired:"
+#: The check of what everybody heard, after the run.
+LINEARIZABLE: Final = "linearizable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """One run. ``seen`` are the "sometimes" that came about; ``cut_short``: the budget ended it, nothing is known."""
+    """One run. ``seen`` are the "sometimes" that came about. ``cut_short``: the budget ended it.
+
+    ``unknown`` says why nothing can be said although nothing was violated; empty where something can.
+    """
 
     plan: str
     plan_hash: str
@@ -48,6 +54,7 @@ class RunResult:
     fired: tuple[Fired, ...]
     seen: frozenset[str]
     cut_short: bool
+    unknown: str
     digest: str
     lines: Sequence[str] = field(repr=False)
 
@@ -63,7 +70,7 @@ class RunResult:
             "rules": RULES_VERSION,
             "steps": self.steps,
             "faults_fired": len(self.fired),
-            "verdict": self.violation.check if self.violation else "unknown" if self.cut_short else "ok",
+            "verdict": self.violation.check if self.violation else "unknown" if self.unknown else "ok",
             "history_sha256": self.digest,
         }
 
@@ -85,6 +92,13 @@ def simulate(plan: plan_pb2.Plan, seed: int | None = None) -> RunResult:
         world.run()
     except Violation as violation:
         found = Found(violation.check, violation.text, world.steps, world.now_ns)
+    unknown = "the budget ended the run, nothing is known about its end" if world.cut_short else ""
+    if found is None and not plan.checks.skip_linearizability:
+        judged = judge(world.history.lines)
+        unknown = unknown or judged.unknown
+        if judged.violation:
+            found = Found(LINEARIZABLE, judged.violation, world.steps, world.now_ns)
+    if found is not None:
         world.record("violation", check=found.check, text=found.text, step=found.step)
     fired = tuple(world.faults.fired)
     seen = {f"{_FIRED}{each.fault}" for each in fired}
@@ -99,6 +113,7 @@ def simulate(plan: plan_pb2.Plan, seed: int | None = None) -> RunResult:
         fired=fired,
         seen=frozenset(seen),
         cut_short=world.cut_short,
+        unknown=unknown,
         digest=world.history.digest,
         lines=world.history.lines,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from fault_lab.sim import wire
+from fault_lab.sim.reads import READS, Read
 from fault_lab.sim.rpc import Exchange, StreamExchange
 from guest_agent.outcome import Refusal
 from host_agent import commands as c
@@ -93,6 +94,19 @@ class Service:
         if isinstance(request, c.AcquireControl | c.RenewControl):
             return Held(reply.name, reply.epoch, reply.lease_ns)
         return Done(type(request).__name__)
+
+    def create_vcpu(self, exchange: Exchange) -> object:
+        """A vCPU is made; the reply is how it is."""
+        request = exchange.request
+        assert isinstance(request, c.CreateVcpu)
+        self._host.apply(request)
+        return READS["GetVcpu"](self._host.machine.state, f"{request.vm}/vcpus/{request.index}")
+
+    def read(self, exchange: Exchange) -> object:
+        """The state of a vCPU. Nothing is written down for it; it waits for what it may speak of."""
+        request = exchange.request
+        assert isinstance(request, Read)
+        return READS[exchange.method](self._host.machine.state, request.vcpu)
 
     def submit(self, exchange: Exchange) -> object:
         """One event; the answer has its outcome, pending ones too."""
@@ -256,7 +270,7 @@ class Method:
                 name = vcpus[0] if vcpus else ""
             case c.ResolveExit(exit=name) | GetExit(name=name):
                 name = name.partition("/exits/")[0]
-            case WaitOutcome(vcpu=name) | c.RequestPermission(vm=name) | c.CreateVcpu(vm=name):
+            case Read(vcpu=name) | WaitOutcome(vcpu=name) | c.RequestPermission(vm=name) | c.CreateVcpu(vm=name):
                 pass
             case _:
                 pass
@@ -274,7 +288,8 @@ METHODS: Final = {
     method.name: method
     for method in (
         *_methods("VmService", Service.command, "CreateVm", "RequestPermission", "ResetVm"),
-        *_methods("VcpuService", Service.command, "CreateVcpu"),
+        *_methods("VcpuService", Service.create_vcpu, "CreateVcpu"),
+        *_methods("VcpuService", Service.read, *READS, changes=False),
         *_methods("GuestSessionService", Service.command, "OpenSession", "KeepAlive", "CloseSession"),
         *_methods("GuestSessionService", Service.submit, "SubmitEvents"),
         *_methods("GuestSessionService", Service.wait_outcome, "WaitOutcome"),

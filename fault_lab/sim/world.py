@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from fpstate.fault.v1 import plan_pb2
 
@@ -26,6 +26,8 @@ from fault_lab.sim.history import History
 from fault_lab.sim.host import HostNode
 from fault_lab.sim.network import Network
 from fault_lab.sim.node import Node
+from fault_lab.sim.operands import operation, result
+from fault_lab.sim.reader import ReaderNode
 from fault_lab.sim.rpc import Exchange
 from fault_lab.sim.rules import Rules
 from fault_lab.wire.duration import NS_PER_S, duration_ns
@@ -72,16 +74,27 @@ class World:
         self.hosts = {each.name: HostNode(self, each, seed) for each in there.hosts}
         self.guests = {f"vms/{each.name}": GuestNode(self, each, plan, seed) for each in there.vms}
         self.controllers = {each.name: ControllerNode(self, each, seed) for each in there.controllers}
-        self.nodes: dict[str, Node] = {**self.hosts, **self.controllers, **self.guests}
         first = there.hosts[0].name
+        readers = {
+            each.name: ReaderNode(self, each, self._vcpus_of(each.host or first), seed)
+            for each in plan.workload.readers
+        }
+        self.nodes: dict[str, Node] = {**self.hosts, **self.controllers, **self.guests, **readers}
         self._host_of = {f"vms/{each.name}": self.hosts[each.host or first] for each in there.vms}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in there.controllers}
+        self._host_of |= {each.name: self.hosts[each.host or first] for each in plan.workload.readers}
         self._limits = self._phase_limits()
         self._steps_max = plan.budget.events if plan.budget.HasField("events") else _EVENTS
         virtual = plan.budget.HasField("virtual_time")
         self._ns_max = duration_ns("budget", plan.budget.virtual_time, most=_LONG_NS) if virtual else _VIRTUAL_NS
         #: Whether the budget ended the run before its phases did, so that nothing can be said about liveness.
         self.cut_short = False
+
+    def _vcpus_of(self, host: str) -> list[str]:
+        """The vCPUs of a host's VMs."""
+        there = self.plan.topology
+        mine = [vm for vm in there.vms if (vm.host or there.hosts[0].name) == host]
+        return [f"vms/{vm.name}/vcpus/{index}" for vm in mine for index in range(vm.vcpus or 1)]
 
     def host_of(self, node: str) -> HostNode:
         """The host that a guest or a controller talks to."""
@@ -165,6 +178,16 @@ class World:
     def brief(value: object) -> str:
         """A request or a reply in a few words."""
         return brief(value)
+
+    @staticmethod
+    def operation(request: object) -> dict[str, Any]:
+        """A request for the checks of histories."""
+        return operation(request)
+
+    @staticmethod
+    def result(request: object, reply: object) -> dict[str, Any]:
+        """A reply for the checks of histories."""
+        return result(request, reply)
 
     def caused(self, run: Callable[[], None]) -> Callable[[], None]:
         """Do it later, as caused by what causes things now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.sim.check import check
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.shrink import shrink
@@ -18,3 +19,4 @@ sim = typer.Typer(
 sim.command()(run)
 sim.command()(replay)
 sim.command()(shrink)
+sim.command()(check)

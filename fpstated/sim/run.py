@@ -71,7 +71,7 @@ class _Tally:
         self.runs += 1
         self.steps += result.steps
         self.violations += result.violation is not None
-        self.unknown += result.violation is None and result.cut_short
+        self.unknown += result.violation is None and bool(result.unknown)
         self.fired += len(result.fired)
         self.seen |= result.seen
 
@@ -87,8 +87,8 @@ def _report(plan: str, result: RunResult) -> None:
     if found is not None:
         print(f"violation: {found.check} at step {found.step}, {found.t_ns / 1e9:.6f} s: {found.text}", file=sys.stderr)
         print(f"repeat: fpstated sim run {plan} --seed {result.seed}", file=sys.stderr)
-    elif result.cut_short:
-        print(f"seed {result.seed}: the budget ended the run, nothing is known about its end", file=sys.stderr)
+    elif result.unknown:
+        print(f"seed {result.seed}: {result.unknown}", file=sys.stderr)
 
 
 def chosen_seeds(one: int, text: str, *, given: bool) -> range:

@@ -38,7 +38,8 @@ def told(lines: list[str]) -> str:
 
 def _sentence(record: dict[str, object]) -> str:
     head = f"{record['n']:>3} <- {record['cause']:>2} {int(str(record['t'])) // 1000:>6} us  {record['type']:<8}"
-    rest = {key: value for key, value in record.items() if key not in ("n", "cause", "t", "type")}
+    # What is for machines says the same once more: tests/linear/record.txt.
+    rest = {key: value for key, value in record.items() if key not in ("n", "cause", "t", "type", "op", "result")}
     return f"{head} " + " ".join(f"{key}={value}" for key, value in rest.items() if value not in (None, "")) + "\n"
 
 
@@ -113,7 +114,7 @@ def test_a_replay_says_where_it_goes_another_way(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda text: text.replace('"sim": 1', '"sim": 0'), "line 1: sim: expected 1"),
+        (lambda text: text.replace('"sim": 2', '"sim": 0'), "line 1: sim: expected 2"),
         (lambda text: text.replace('"rules": ', '"rules": 9'), "line 1: rules: expected"),
         (lambda text: text.replace('"seed": "1"', '"seed": "2"', 1), "line 1: plan_sha256: expected the hash"),
         (lambda text: text.replace('"state":"open"', '"state":"paused"'), "its chain does not fit"),

@@ -495,22 +495,72 @@ class Workload(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GUESTS_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def guests(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedGuest]:
         """One row for some vCPUs; a vCPU takes the first row that fits it, and is idle where none does."""
+
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedReader]:
+        """Who looks at vCPUs meanwhile. docs/linearizability.md."""
 
     def __init__(
         self,
         *,
         guests: _abc.Iterable[Global___PlannedGuest] | None = ...,
+        readers: _abc.Iterable[Global___PlannedReader] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "readers", b"readers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class PlannedReader(_message.Message):
+    """PlannedReader is a node that reads the state of vCPUs while their guests run: GetVcpu, GetXcrs, GetMsrs and GetXsave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    VCPU_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    THINK_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node's name, as a host's. Required."""
+    host: _builtins.str
+    """The host. Empty: the first."""
+    vcpu: _builtins.str
+    """Which of the host's vCPUs: `vms/{vm}/vcpus/{index}`, `*` stands for any text. Empty: all."""
+    clients: _builtins.int
+    """How many read at the same time. Range: 1 to 4,096; 0 means 1."""
+    reads: _builtins.int
+    """How often each reads. Range: 1 to 1,000,000; 0 means 100."""
+    @_builtins.property
+    def think_time(self) -> Global___Latency:
+        """How long each waits before a read; how long exactly is drawn. Absent: not at all."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        host: _builtins.str = ...,
+        vcpu: _builtins.str = ...,
+        clients: _builtins.int = ...,
+        reads: _builtins.int = ...,
+        think_time: Global___Latency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["think_time", b"think_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "host", b"host", "name", b"name", "reads", b"reads", "think_time", b"think_time", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedReader: _TypeAlias = PlannedReader  # noqa: Y015
 
 @_typing.final
 class PlannedGuest(_message.Message):

@@ -1,0 +1,1 @@
+"""Whether what everybody heard of a vCPU could have happened one after the other: ok, violation or unknown."""
