@@ -108,10 +108,14 @@ RULES = (
     Rule(package="fault_lab.campaign",
          ours=("fpstate", "fpstated", "host_agent.journal", "fault_lab.plan", "fault_lab.search", "fault_lab.sim"),
          third_party=("google", "distributed", "ray")),
-    # The same plans on real processes, and what authors of tests import.
+    # The same plans on real processes: faults outside of the host, and the wire between them.
+    Rule(package="fault_lab.live",
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         third_party=(*WIRE, "hpack")),
+    # What authors of tests import.
     Rule(package="fault_lab",
          ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim",
-               "fault_lab.search"),
+               "fault_lab.search", "fault_lab.live"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -121,7 +125,7 @@ RULES = (
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
                "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim", "fault_lab.search",
-               "fault_lab.campaign",
+               "fault_lab.campaign", "fault_lab.live",
                "fpstated.link"),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
@@ -242,7 +246,7 @@ def test_every_package_that_is_installed_has_a_rule() -> None:
 def test_the_table_has_no_cycle_below_the_face() -> None:
     """Following the table never comes back; the face and the fault lab, which see everything, stand on top."""
     below = {rule.package: {owner for name in rule.ours if (owner := _owner(name))} for rule in RULES}
-    on_top = {"fpstated", "fault_lab"}
+    on_top = {"fpstated", "fault_lab", "fault_lab.live"}
     while leaves := {package for package, seen in below.items() if not seen - on_top - {package}}:
         below = {package: seen - leaves for package, seen in below.items() if package not in leaves}
     assert below == {}

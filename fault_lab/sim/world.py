@@ -16,11 +16,12 @@ from fault_lab.injection.action import Clock as ClockAction
 from fault_lab.injection.action import Kill, Pause
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault
+from fault_lab.plan.numbered import Fired
 from fault_lab.plan.resolve import PHASES
 from fault_lab.sim.agenda import Agenda, Entry
 from fault_lab.sim.brief import brief
 from fault_lab.sim.controller import ControllerNode
-from fault_lab.sim.faults import Fired, WorldFaults
+from fault_lab.sim.faults import WorldFaults
 from fault_lab.sim.guest import GuestNode
 from fault_lab.sim.history import History
 from fault_lab.sim.host import HostNode
