@@ -5,8 +5,8 @@
     faults.enter("chaos")                    # nothing is armed before a phase is entered
     firing = faults.hit("link.message", "vms/a->host", "OpenSession request")
 
-Which hits fire is ``fault_lab.plan.numbered``, as in the simulator: hits are numbered from the start on whether or not a
-fault stands there, and a draw is made from (seed, point, entity, hit) alone.
+Which hits fire is ``fault_lab.plan.numbered``, as in the simulator: hits are numbered from the start on, whether or not
+a fault stands there, and a draw is made from (seed, point, entity, hit) alone.
 """
 
 from __future__ import annotations
