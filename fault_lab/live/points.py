@@ -66,7 +66,7 @@ class LiveFaults:
         self._start_ns = now_ns()
         # Reentrant: who hears of a firing may look at the faults.
         self._lock = threading.RLock()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class LiveFaults:
         for listener in listeners:
             listener()
 
-    def when_changed(self, listener: Callable[[], None]) -> Callable[[], None]:
+    def when_changed(self, listener: Callable[[], object]) -> Callable[[], None]:
         """Call ``listener`` after each change of phase, in the thread that makes it; returns what ends that."""
         with self._lock:
             self._listeners.append(listener)

@@ -15,14 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
-from fault_lab.live.points import LiveFaults
-from fault_lab.live.proxy.connection import Connection, Half
+from fault_lab.live.points import Firing, LiveFaults
+from fault_lab.live.proxy.connection import Connection, Feed, Half
+from fault_lab.live.proxy.copies import send_copy
+from fault_lab.live.proxy.http2 import Headers, NotHttp2Error
+from fault_lab.live.proxy.link import Link, copy_delays_ns
+from fault_lab.live.proxy.traffic import Traffic
 from fault_lab.live.proxy.way import Way
 
+_NS: Final = 1_000_000_000
+#: When HTTP/2's keep-alives find that nothing comes any more. Source: guest_agent/channel.py.
+KEEPALIVE_NS: Final = 35 * _NS
 _HOST_PORT = re.compile(r"\[?([0-9A-Za-z:._-]+?)\]?:(\d{1,5})")
 
 
@@ -50,7 +58,11 @@ class Stats:
 
 
 class Proxy:
-    """Listens at ``listen`` and forwards to ``target``; ``link`` names the nodes on both sides as a plan does."""
+    """Listens at ``listen`` and forwards to ``target``; ``link`` names the nodes on both sides as a plan does.
+
+    ``latency``: how long each message takes on top, in nanoseconds, from..to, drawn as in the simulator.
+    ``noticed_ns``: when a stream that has lost a message breaks. ``seed``: of the draws where there are no ``faults``.
+    """
 
     def __init__(
         self,
@@ -59,6 +71,8 @@ class Proxy:
         *,
         link: tuple[str, str] = ("client", "server"),
         faults: LiveFaults | None = None,
+        latency: tuple[int, int] = (0, 0),
+        noticed_ns: int = KEEPALIVE_NS,
         seed: int = 0,
     ) -> None:
         self._listen, self._target = _parse("listen", listen, least_port=0), _parse("target", target, least_port=1)
@@ -67,9 +81,15 @@ class Proxy:
         source, to = link
         seed = faults.seed if faults is not None else seed
         self.there, self.back = Way(f"{source}->{to}", seed), Way(f"{to}->{source}", seed)
+        self._noticed_ns = noticed_ns
+        self._links: tuple[Link, Link] | None = None
+        if faults is not None:
+            self._links = Link(self.there, faults, latency), Link(self.back, faults, latency)
+        self._unlisten: Callable[[], None] = lambda: None
+        self._timers: set[asyncio.TimerHandle] = set()
         self.address = listen
         self._server: asyncio.Server | None = None
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._accepted = self._refused = self._opaque = 0
 
@@ -78,6 +98,8 @@ class Proxy:
     async def start(self) -> None:
         """Listen. Raises OSError where that cannot be."""
         loop = asyncio.get_running_loop()
+        if self._faults is not None:
+            self._unlisten = self._faults.when_changed(lambda: loop.call_soon_threadsafe(self._changed))
         if isinstance(self._listen, str):
             self._server = await loop.create_unix_server(self._accept, self._listen)
             return
@@ -89,9 +111,14 @@ class Proxy:
         """Listen no more, end every connection, and wait until nothing of it is left."""
         assert self._server is not None
         self._server.close()
-        for task in self._connecting:
+        self._unlisten()
+        for link in self._links or ():
+            link.close()
+        for timer in self._timers:
+            timer.cancel()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._connecting, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         connections = list(self._connections)
         self.cut()
         await asyncio.gather(*(each.wait_gone() for each in connections))
@@ -139,9 +166,7 @@ class Proxy:
     def _accept(self) -> Half:
         self._accepted += 1
         client = Half(self.there)
-        task = asyncio.get_running_loop().create_task(self._connect(client))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._spawn(self._connect(client))
         return client
 
     async def _connect(self, client: Half) -> None:
@@ -164,7 +189,58 @@ class Proxy:
             return
         connection = Connection(client, target, self._connections.discard)
         self._connections.add(connection)
+        if self._links is not None:
+            self._read(connection, self._links)
         connection.start()
+
+    def _read(self, connection: Connection, links: tuple[Link, Link]) -> None:
+        """Have the messages of a connection read; what stops making sense ends it."""
+        client, target = connection.client, connection.target
+        assert client.pipe is not None
+        assert target.pipe is not None
+        traffic = Traffic(
+            *links,
+            to_target=client.pipe.push,
+            to_client=target.pipe.push,
+            copy=self._copy,
+            later=self._later,
+            on_opaque=self._count_opaque,
+        )
+
+        def checked(feed: Feed) -> Feed:
+            def read(data: bytes) -> None:
+                try:
+                    feed(data)
+                except NotHttp2Error:
+                    connection.abort()
+
+            return read
+
+        client.feed, target.feed = checked(traffic.from_client), checked(traffic.from_target)
+
+    def _changed(self) -> None:
+        for link in self._links or ():
+            link.changed()
+
+    def _copy(self, headers: Headers, octets: bytes, firing: Firing) -> None:
+        for delay_ns in copy_delays_ns(firing):
+            self._spawn(send_copy(self._target_address, headers, octets, delay_ns))
+
+    def _later(self, then: Callable[[], None]) -> None:
+        def run() -> None:
+            self._timers.discard(timer)
+            then()
+
+        timer = asyncio.get_running_loop().call_later(self._noticed_ns / _NS, run)
+        self._timers.add(timer)
+
+    def _count_opaque(self) -> None:
+        self._opaque += 1
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _stats(way: Way) -> WayStats:

@@ -1,0 +1,34 @@
+"""What is known of a method by its name: which of its sides are streams. From the descriptors that are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from google.protobuf import descriptor_pool
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A method's sides."""
+
+    name: str
+    requests: bool
+    responses: bool
+
+    @property
+    def stream(self) -> bool:
+        """Whether any side is one."""
+        return self.requests or self.responses
+
+
+@lru_cache(maxsize=1 << 10)
+def kind_of(path: str) -> Kind:
+    """The kind of ``/package.Service/Method``; of one that nobody has loaded, both sides count as streams."""
+    _, _, rest = path.partition("/")
+    service, _, name = rest.partition("/")
+    try:
+        method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+    except KeyError:
+        return Kind(name, requests=True, responses=True)
+    return Kind(name, method.client_streaming, method.server_streaming)
