@@ -30,6 +30,7 @@ class Half(asyncio.Protocol):
         self.gone = asyncio.get_running_loop().create_future()
         self.eof = False
         self._pauses: set[str] = {"start"}
+        self._unwanted = False
         self._on_gone: Callable[[], None] = lambda: None
 
     def join(self, other: Half, on_gone: Callable[[], None]) -> None:
@@ -43,6 +44,8 @@ class Half(asyncio.Protocol):
         """Nothing is read before the other side is there."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.pause_reading()
+        if self._unwanted:
+            self.abort(reset=True)
 
     def data_received(self, data: bytes) -> None:
         """Hand on what was read."""
@@ -114,7 +117,8 @@ class Half(asyncio.Protocol):
             self.transport.close()
 
     def abort(self, *, reset: bool = False) -> None:
-        """Close now. ``reset``: with RST, where the socket is TCP's."""
+        """Close now, or as soon as there is something to close. ``reset``: with RST, where the socket is TCP's."""
+        self._unwanted = True
         if self.transport is None or self.transport.is_closing():
             return
         sock = self.transport.get_extra_info("socket")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, Protocol
 
 from fault_lab.live.proxy.trouble import CLEAR
@@ -46,7 +47,7 @@ class Pipe:
         self._ended = False
         self._lost = False
         self._task: asyncio.Task[None] | None = None
-        self._flows, self._writable = asyncio.Event(), asyncio.Event()
+        self._flows, self._writable, self._clear = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._writable.set()
         way.pipes.add(self)
         self.changed()
@@ -79,6 +80,7 @@ class Pipe:
         trouble = self._way.trouble
         self._ends.pause("stall", paused=trouble.stalled)
         (self._flows.clear if trouble.stalled else self._flows.set)()
+        (self._clear.set if trouble is CLEAR else self._clear.clear)()
         if self._lost and not trouble.swallowing:
             self._ends.lose()
 
@@ -104,7 +106,7 @@ class Pipe:
     async def _drain(self) -> None:
         while self._queue:
             due_ns, data = self._queue.popleft()
-            await _sleep(due_ns - _now_ns())
+            await self._until_clear(due_ns - _now_ns())
             for piece in self._pieces(data):
                 await self._flows.wait()
                 await self._writable.wait()
@@ -113,7 +115,7 @@ class Pipe:
             self._queued_bytes -= len(data)
             self._ends.pause("queue", paused=self._queued_bytes > _QUEUED_BYTES_MAX)
         if self._ended:
-            await _sleep(self._way.trouble.close_delay_ns)
+            await self._until_clear(self._way.trouble.close_delay_ns)
             await self._flows.wait()
             self._ends.finish()
         self._task = None
@@ -132,13 +134,14 @@ class Pipe:
     async def _paced(self, size: int) -> None:
         trouble = self._way.trouble
         pace_ns = size * _NS // trouble.bytes_per_s if trouble.bytes_per_s else 0
-        await _sleep(max(pace_ns, trouble.slice_gap_ns))
+        await self._until_clear(max(pace_ns, trouble.slice_gap_ns))
+
+    async def _until_clear(self, ns: int) -> None:
+        """Wait so long, or until the way carries again."""
+        if ns > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._clear.wait(), ns / _NS)
 
 
 def _now_ns() -> int:
     return round(asyncio.get_running_loop().time() * _NS)
-
-
-async def _sleep(ns: int) -> None:
-    if ns > 0:
-        await asyncio.sleep(ns / _NS)

@@ -33,7 +33,7 @@ class Way:
             pipe.changed()
 
     def heal(self) -> None:
-        """Let it carry again: what was stalled arrives, what had lost bytes is reset."""
+        """Let it carry again: what was stalled or late arrives, what had lost bytes is reset."""
         self._corrupt_bits = 0
         self.set(CLEAR)
 
