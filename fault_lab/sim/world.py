@@ -29,6 +29,7 @@ from fault_lab.sim.network import Network
 from fault_lab.sim.node import Node
 from fault_lab.sim.rpc import Exchange
 from fault_lab.sim.rules import Rules
+from fault_lab.sim.services import METHODS
 from fault_lab.wire.duration import NS_PER_S, duration_ns
 
 #: Where the plan does not say.
@@ -67,6 +68,7 @@ class World:
         self._calls = 0
         named = [*(fault.point for fault in plan.faults), *(hit.point for hit in plan.schedule.hits)]
         #: The points of the services that the plan speaks of: where none does, no host is asked.
+        self._held: list[tuple[str, Callable[[], None]]] = []
         self.rpc_points: Final = frozenset(name for name in named if name.startswith("rpc."))
         self._process_points = frozenset(name for name in named if name.startswith("node."))
         there = plan.topology
@@ -157,6 +159,18 @@ class World:
             self.record_fired(found[0])
         return found
 
+    def hold(self, fault: str, go_on: Callable[[], None]) -> None:
+        """Do it when a fault does not stand any more."""
+        if self.faults.stands(fault):
+            self._held.append((fault, go_on))
+        else:
+            self.after(0, "", f"{fault} lets go", go_on)
+
+    @staticmethod
+    def path_of(method: str) -> str:
+        """A method as gRPC has it."""
+        return METHODS[method].path
+
     def record_fired(self, fired: Fired) -> None:
         """Write down that a fault has fired."""
         fields = {"fault": fired.fault, "point": fired.point, "entity": fired.entity, "hit": fired.hit}
@@ -209,6 +223,9 @@ class World:
         self.record("phase", phase=phase)
         self.faults.enter(phase)
         self.network.let_go(self.faults.stands)
+        held, self._held = self._held, []
+        for fault, go_on in held:
+            self.hold(fault, go_on)
         for host in self.hosts.values():
             if host.up:
                 self.faults.arm(host)
