@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import durable, journal, memory, service, swap, vcpus
+from bench import durable, journal, memory, service, swap, vcpus, wire
 from bench.report import Row, print_table, write_json
 
 GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -17,6 +17,7 @@ GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "service": service.rows,
     "durable": durable.rows,
     "vcpus": vcpus.rows,
+    "wire": wire.rows,
 }
 
 

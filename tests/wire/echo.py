@@ -94,10 +94,11 @@ class Echo:
 
 @contextmanager
 def serving(address: str, *, interceptors: tuple[Any, ...] = ()) -> Iterator[tuple[Echo, str]]:
-    """A server with threads; yields the servicer and where it listens."""
+    """A server with threads; yields the servicer and where it listens. A host's GetVm is echoed as well."""
     echo = Echo()
     server = grpc.server(ThreadPoolExecutor(8), interceptors=list(interceptors), options=[("grpc.so_reuseport", 0)])
     server.add_registered_method_handlers(SERVICE, echo.handlers(aio=False))
+    server.add_registered_method_handlers("fpstate.v1.VmService", {"GetVm": echo.handlers(aio=False)["Unary"]})
     port = server.add_insecure_port(address)
     server.start()
     try:

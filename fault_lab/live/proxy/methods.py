@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fpstate.fault.v1 import fault_pb2  # noqa: F401 -- so that their methods are known
+from fpstate.v1 import (  # noqa: F401
+    exit_pb2,
+    host_pb2,
+    migration_pb2,
+    session_pb2,
+    task_pb2,
+    vcpu_pb2,
+    vm_pb2,
+    watch_pb2,
+)
 from google.protobuf import descriptor_pool
 
 
