@@ -28,7 +28,7 @@ class Way:
 
     def set(self, trouble: Trouble) -> None:
         """From now on this is what is wrong. To be called in the proxy's event loop."""
-        self.trouble = trouble
+        self.trouble = CLEAR if trouble == CLEAR else trouble
         for pipe in list(self.pipes):
             pipe.changed()
 
