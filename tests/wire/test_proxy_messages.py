@@ -122,10 +122,10 @@ async def test_a_request_that_is_lost_never_arrives(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 async def test_a_reply_that_is_lost_was_carried_out(tmp_path: Path) -> None:
     """The server has seen the request; its caller cannot tell."""
-    async with world(tmp_path, fault("drop: {}", link=BACK)) as w:
-        assert [await w.call(b"1", 0.2), await w.call(b"2")] == ["DEADLINE_EXCEEDED", b"2"]
-        assert w.fired() == [(BACK, 1)]
-        assert w.echo.seen == [b"1", b"2"]
+    async with world(tmp_path, fault("drop: {}", link=BACK, nth=2)) as w:
+        assert [await w.call(b"1"), await w.call(b"2", 0.5), await w.call(b"3")] == [b"1", "DEADLINE_EXCEEDED", b"3"]
+        assert w.fired() == [(BACK, 2)]
+        assert w.echo.seen == [b"1", b"2", b"3"]
 
 
 @pytest.mark.asyncio
@@ -133,6 +133,9 @@ async def test_lost_messages_use_no_window_up(tmp_path: Path) -> None:
     """Many times the connection's window can be lost on it, and it still carries."""
     octets = b"x" * 60_000
     async with world(tmp_path, fault("drop: {}", nth=None)) as w:
+        w.faults.enter("warm")
+        assert await w.call(b"") == b""
+        w.faults.enter("chaos")
         lost = await asyncio.gather(*(w.call(octets, 0.5) for _ in range(20)))
         assert set(lost) == {"DEADLINE_EXCEEDED"}
         w.faults.enter("settle")
