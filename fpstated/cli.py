@@ -17,11 +17,7 @@ from fpstated.config.command import settings_command
 from fpstated.config.show import print_config
 from fpstated.config.sources import Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
-from fpstated.ctl.app import ctl
-from fpstated.faults_command import faults
-from fpstated.journal_cli import journal
 from fpstated.proxy_command import proxy
-from fpstated.sim.app import sim
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -76,11 +72,6 @@ app = typer.Typer(
 )
 
 
-app.add_typer(certs, name="certs")
-app.add_typer(ctl, name="ctl")
-app.add_typer(faults, name="faults")
-app.add_typer(journal, name="journal")
-app.add_typer(sim, name="sim")
 app.command("proxy")(proxy)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +28,9 @@ def proxy(
 
     Each fault that fires is a line; the last lines say what went through. SIGUSR1 heals: the phase is then `heal`.
     """
+    import asyncio
+    from importlib.util import find_spec
+
     if find_spec("yaml") is None or find_spec("hpack") is None or find_spec("numpy") is None:
         _refuse("this install is a guest's; this needs: pip install 'fpstated[live]'")
     from fault_lab.plan.problem import PlanError
@@ -71,6 +71,9 @@ def _nodes(link: str) -> tuple[str, str]:
 
 
 async def _forward(listen: str, target: str, nodes: tuple[str, str], faults: LiveFaults | None) -> None:
+    import asyncio
+    import signal
+
     from fault_lab.live.proxy import Proxy
 
     over, loop = asyncio.Event(), asyncio.get_running_loop()
