@@ -17,6 +17,7 @@ from fpstated.config.command import settings_command
 from fpstated.config.show import print_config
 from fpstated.config.sources import Settings, read_settings
 from fpstated.config.tables import CONTROLLER, HOST, TABLES
+from fpstated.proxy_command import proxy
 
 #: What plays a guest, and which write of its program needs the larger container (guest_agent.run, guest_agent.kvm).
 Kind = Literal["auto", "kvm", "script"]
@@ -69,6 +70,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.command("proxy")(proxy)
 
 
 def _version(show: bool) -> None:

@@ -49,7 +49,8 @@ def _say(command: str, text: str) -> None:
     print(f"fpstated faults {command}: {text}", file=sys.stderr)
 
 
-def _load(name: str) -> plan_pb2.Plan:
+def load_named_plan(name: str) -> plan_pb2.Plan:
+    """The plan of a file, of a release, or of standard input. Raises ``PlanError``."""
     from fault_lab.plan.load import load_plan
     from fault_lab.plans import find_plan
 
@@ -83,7 +84,7 @@ def check(plan: PlanFile) -> None:
         from fault_lab.plan.canonical import plan_hash
         from fault_lab.plan.warnings import warnings
 
-        loaded = _load(plan)
+        loaded = load_named_plan(plan)
         for problem in warnings(loaded):
             print(f"warning: {problem.text(plan)}", file=sys.stderr)
         print(f"{loaded.name}: {len(loaded.faults)} faults, sha256 {plan_hash(loaded)}")
@@ -98,7 +99,7 @@ def show(
     with _complaints("show"):
         from fault_lab.plan.canonical import canonical_json, readable_json
 
-        loaded = _load(plan)
+        loaded = load_named_plan(plan)
         print(canonical_json(loaded) if canonical else readable_json(loaded), end="")
 
 
@@ -108,7 +109,7 @@ def hash_(plan: PlanFile) -> None:
     with _complaints("hash"):
         from fault_lab.plan.canonical import plan_hash
 
-        print(plan_hash(_load(plan)))
+        print(plan_hash(load_named_plan(plan)))
 
 
 @faults.command()
@@ -144,7 +145,7 @@ def export(
             raise ValueError("expected --linux, the one target there is")
         from fault_lab.linux_export import export_linux
 
-        made = export_linux(_load(plan), only=fault)
+        made = export_linux(load_named_plan(plan), only=fault)
         for text in made.warnings:
             print(f"warning: {text}", file=sys.stderr)
         print(made.script(failcmd=failcmd), end="")

@@ -54,6 +54,7 @@ LAB = (
     "fault_lab.campaign",
     "fault_lab.injection",
     "fault_lab.linear",
+    "fault_lab.live",
     "fault_lab.plan",
     "fault_lab.search",
     "fault_lab.sim",
@@ -120,7 +121,11 @@ RULES = (
     Rule(package="fault_lab.campaign",
          ours=("fpstate", "fpstated", "host_agent.journal", "fault_lab.plan", "fault_lab.search", "fault_lab.sim"),
          third_party=("google", "distributed", "ray")),
-    # The same plans on real processes, and what authors of tests import.
+    # The same plans on real processes: faults outside of the host, and the wire between them.
+    Rule(package="fault_lab.live",
+         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         third_party=(*WIRE, "hpack")),
+    # What authors of tests import.
     Rule(package="fault_lab",
          ours=(*EVERYTHING, *LAB),
          third_party=(*WIRE, "pytest", "hypothesis")),
@@ -251,7 +256,7 @@ def test_every_package_that_is_installed_has_a_rule() -> None:
 def test_the_table_has_no_cycle_below_the_face() -> None:
     """Following the table never comes back; the face and the fault lab, which see everything, stand on top."""
     below = {rule.package: {owner for name in rule.ours if (owner := _owner(name))} for rule in RULES}
-    on_top = {"fpstated", "fault_lab"}
+    on_top = {"fpstated", "fault_lab", "fault_lab.live"}
     while leaves := {package for package, seen in below.items() if not seen - on_top - {package}}:
         below = {package: seen - leaves for package, seen in below.items() if package not in leaves}
     assert below == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.proxy import CuttingProxy
+from fault_lab.live.proxy import Proxy, Trouble
 
 TIMEOUT_S = 20
 
@@ -40,14 +40,14 @@ async def test_a_cut_way_lets_nothing_through_and_loses_nothing(tmp_path: Path) 
 
     async with (
         await asyncio.start_unix_server(echo, f"{tmp_path}/host"),
-        CuttingProxy(f"unix:{tmp_path}/host", f"{tmp_path}/proxy") as proxy,
+        Proxy(f"unix:{tmp_path}/proxy", f"unix:{tmp_path}/host") as proxy,
     ):
-        proxy.to_host.clear()
+        proxy.there.set(Trouble(stalled=True))
         reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/proxy")
         writer.write(b"now")
         assert await asyncio.wait_for(reader.readexactly(6), TIMEOUT_S) == b"hello "
         assert not reader._buffer  # type: ignore[attr-defined]
-        proxy.to_host.set()
+        proxy.heal()
         assert await asyncio.wait_for(reader.readexactly(3), TIMEOUT_S) == b"now"
         proxy.cut()
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):

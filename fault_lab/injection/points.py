@@ -39,6 +39,8 @@ class ErrorClass(enum.Enum):
     ERRNO = "ERRNO"
     #: A call ends with a gRPC status, or late.
     STATUS = "STATUS"
+    #: A call ends with a gRPC status, or late, or never as far as its caller can tell; or it is made once more.
+    CALL = "CALL"
     #: A message is lost, late, doubled, overtaken or damaged.
     MESSAGE = "MESSAGE"
     #: A process ends, or stands still.
@@ -60,6 +62,7 @@ _ACTIONS: Final[dict[ErrorClass, tuple[type[Action], ...]]] = {
     ErrorClass.NULL: (FailErrno,),
     ErrorClass.ERRNO: (FailErrno,),
     ErrorClass.STATUS: (FailStatus, Delay),
+    ErrorClass.CALL: (FailStatus, Delay, Drop, Duplicate, Hold),
     ErrorClass.MESSAGE: (Delay, Drop, Duplicate, Reorder, Corrupt, Hold),
     ErrorClass.PROCESS: (Kill, Pause),
     ErrorClass.CLOCK: (Clock,),
@@ -232,6 +235,24 @@ _POINTS: Final = (
         where="host_agent/service/fault_layer.py",
         caller="the client: it cannot tell whether the call was carried out, and asks again with its request id",
         unchanged="a reply that is lost changes nothing more: the call was carried out, and is durable",
+    ),
+    FaultPoint(
+        name="rpc.client.send",
+        error=ErrorClass.CALL,
+        seat=Seat.WORLD,
+        entity="method, /package.Service/Method",
+        where="fault_lab/live/interceptors, in a client",
+        caller="the client: a status before anything was sent, or its deadline; it may try again",
+        unchanged="nothing of the call has left",
+    ),
+    FaultPoint(
+        name="rpc.client.receive",
+        error=ErrorClass.CALL,
+        seat=Seat.WORLD,
+        entity="method, /package.Service/Method",
+        where="fault_lab/live/interceptors, in a client",
+        caller="the client: it cannot tell whether the call was carried out, and asks again with its request id",
+        unchanged="the answer is there, and its caller has not heard of it",
     ),
     FaultPoint(
         name="link.message",

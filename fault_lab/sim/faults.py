@@ -17,7 +17,8 @@ from fault_lab.injection.action import Action, Drop
 from fault_lab.injection.hit import Hit, Window
 from fault_lab.injection.points import FAULT_POINTS, Seat
 from fault_lab.injection.table import ArmedFault, FaultTable
-from fault_lab.plan.resolve import PlannedArm, RunFaults
+from fault_lab.plan.numbered import Fired, NumberedFaults
+from fault_lab.plan.resolve import PlannedArm
 from host_agent.commands import ArmFault, DisarmFault
 
 if TYPE_CHECKING:
@@ -45,17 +46,6 @@ class CountingTable(FaultTable):
         return fault
 
 
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """One hit that fired: which of its entity's hits of that point it was, and what it did."""
-
-    fault: str
-    point: str
-    entity: str
-    hit: int
-    action: Action
-
-
 @dataclass(slots=True)
 class _HostFaults:
     """What is armed in one host: the plan's faults by the names that the machine gave them."""
@@ -63,33 +53,12 @@ class _HostFaults:
     armed: dict[str, PlannedArm] = field(default_factory=dict)
 
 
-class WorldFaults:
+class WorldFaults(NumberedFaults):
     """The faults of a plan in one run."""
 
     def __init__(self, plan: plan_pb2.Plan, seed: int) -> None:
-        self._run = RunFaults(plan, seed)
+        super().__init__(plan, seed)
         self._hosts: dict[str, _HostFaults] = {}
-        self._limit = plan.budget.faults if plan.budget.HasField("faults") else None
-        self._over_budget = plan.budget.over_budget
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._points: frozenset[str] = frozenset()
-        self.phase = ""
-        self.fired: list[Fired] = []
-
-    @property
-    def names(self) -> set[str]:
-        """The faults that have fired."""
-        return {each.fault for each in self.fired}
-
-    @property
-    def spent(self) -> bool:
-        """Whether the budget is used up."""
-        return self._limit is not None and len(self.fired) >= self._limit
-
-    @property
-    def over_budget(self) -> bool:
-        """Whether more fired than the plan has, so that liveness cannot be asked."""
-        return self._over_budget and self._limit is not None and len(self.fired) > self._limit
 
     @property
     def processes_end(self) -> bool:
@@ -97,35 +66,7 @@ class WorldFaults:
         points = {each.fault.point for each in self._run.planned}
         return any(point in ("node.run", "journal.write", "journal.sync") for point in points)
 
-    def stands(self, fault: str) -> bool:
-        """Whether a fault is armed in this phase."""
-        return fault in self._run.table.armed
-
-    # -- the world's points --------------------------------------------------------------------------------------------
-
-    def hit(
-        self, point: str, entity: str, trigger: str, now_ns: int, event: int
-    ) -> tuple[Fired, ArmedFault, Hit] | None:
-        """A point of the world was reached; None where nothing fires."""
-        key = point, entity
-        self._counts[key] += 1
-        if point not in self._points or (self.spent and not self._over_budget):
-            return None
-        hit = Hit(point=point, entity=entity, trigger=trigger, trace=(point, trigger), now_ns=now_ns, event=event)
-        fault = self._run.table.hit(hit)
-        if fault is None:
-            return None
-        fired = Fired(fault.name, point, entity, self._counts[key], fault.drawn_action(hit))
-        self.fired.append(fired)
-        return fired, fault, hit
-
     # -- the hosts' ----------------------------------------------------------------------------------------------------
-
-    def enter(self, phase: str) -> None:
-        """A phase begins for the points of the world; hosts are told by ``arm``."""
-        self.phase = phase
-        self._run.enter(phase)
-        self._points = frozenset(fault.point for fault in self._run.table.armed.values())
 
     def arm(self, host: HostNode) -> None:
         """Make the faults of a host's machine those of the phase; what stands in both phases goes on counting."""
@@ -145,10 +86,6 @@ class WorldFaults:
             if planned not in mine.armed.values():
                 armed: ArmedFault = host.apply(_arming(planned.fault, host))
                 mine.armed[armed.name] = planned
-
-    @property
-    def _halted(self) -> bool:
-        return self.spent and not self._over_budget
 
     def host_fired(self, host: HostNode, name: str, hit: Hit, number: int, action: Action) -> Fired | None:
         """Take note of what fired in a machine; None where it is none of the plan's."""

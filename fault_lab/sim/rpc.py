@@ -8,9 +8,11 @@ info    (the deadline, or a reset: it may have happened, it may happen still)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from fault_lab.sim.client_points import RECEIVE, SEND, reached
 from fault_lab.sim.network import Message
 from fault_lab.sim.task import Call, Stream
 from guest_agent.outcome import Refusal
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Statuses after which a caller does not know whether the call was carried out.
 _UNKNOWN: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"})
+#: Those of them that a client's own gRPC makes when no answer came.
+_NO_ANSWER: Final = _UNKNOWN - {"UNKNOWN"}
 #: gRPC's own words: a connection that was reset or refused, a deadline.
 RESET: Final = Refusal("UNAVAILABLE", "the connection was reset")
 REFUSED: Final = Refusal("UNAVAILABLE", "the connection was refused")
@@ -53,8 +57,11 @@ class Exchange:
         said, op = world.brief(self.request), world.operation(self.request)
         world.record("invoke", process=self.process, f=self.method, call=self.id, value=said, **op)
         world.open_calls[self.id] = self
+        reached(SEND, self, self._send, instead=self.finish, again=self._send)
+
+    def _send(self) -> None:
         message = Message(f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True)
-        world.network.send(self.client.name, self.host.name, message)
+        self.client.world.network.send(self.client.name, self.host.name, message)
 
     def _arrives(self) -> None:
         if self.host.up:
@@ -72,8 +79,15 @@ class Exchange:
 
     def answer(self, reply: object) -> None:
         """The host's answer, which may leave."""
-        message = Message(f"{self.method} reply", lambda: self.finish(reply), lambda: self.finish(RESET))
+        message = Message(f"{self.method} reply", lambda: self._hear(reply), lambda: self.finish(RESET))
         self.client.world.network.send(self.host.name, self.client.name, message)
+
+    def _hear(self, reply: object) -> None:
+        """It has arrived; what gRPC would say of itself is no answer."""
+        if self.done or _code(reply) in _NO_ANSWER:
+            self.finish(reply)
+        else:
+            reached(RECEIVE, self, lambda: self.finish(reply), instead=self.finish)
 
     def finish(self, reply: object) -> None:
         """The caller hears; what comes later is of no more use."""
@@ -102,25 +116,45 @@ class Exchange:
 class StreamExchange(Exchange):
     """A call whose answers are a stream: it has no deadline, and its messages keep their order."""
 
-    __slots__ = ()
+    __slots__ = ("_busy", "_inbox")
 
     def __init__(self, client: Node, host: HostNode, step: Call) -> None:
         super().__init__(client, host, step, lambda _reply: None)
         self.stream = Stream()
         self._timer.cancel()
+        #: What has arrived and waits behind a message that its reader has not heard yet.
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._busy = False
 
     def push(self, message: object) -> None:
         """One more answer, which may leave."""
-        on_way = Message(f"{self.method} message", lambda: self._heard(message), lambda: self.finish(RESET), self.id)
+        on_way = Message(f"{self.method} message", lambda: self._arrived(message), lambda: self.finish(RESET), self.id)
         self.client.world.network.send(self.host.name, self.client.name, on_way)
+
+    def _arrived(self, message: object) -> None:
+        if not self.done and self.client.life == self.life:
+            self._inbox.append(lambda: reached(RECEIVE, self, lambda: self._heard(message), instead=self.finish))
+            self._next()
 
     def _heard(self, message: object) -> None:
         if self.stream is not None and not self.done and self.client.life == self.life:
             self.stream.put(message)
+            self._busy = False
+            self._next()
+
+    def _next(self) -> None:
+        if self._inbox and not self._busy:
+            self._busy = True
+            self._inbox.popleft()()
 
     def answer(self, reply: object) -> None:
         """A stream is answered once, with the status that it ends with, behind all that was said before."""
-        last = Message(f"{self.method} status", lambda: self.finish(reply), lambda: self.finish(RESET), self.id)
+
+        def arrived() -> None:
+            self._inbox.append(lambda: self.finish(reply))
+            self._next()
+
+        last = Message(f"{self.method} status", arrived, lambda: self.finish(RESET), self.id)
         self.client.world.network.send(self.host.name, self.client.name, last)
 
     def finish(self, reply: object) -> None:

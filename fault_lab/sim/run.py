@@ -13,8 +13,8 @@ from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.linear.judge import judge
 from fault_lab.plan.canonical import plan_hash
+from fault_lab.plan.numbered import Fired
 from fault_lab.sim.controller import DECIDED
-from fault_lab.sim.faults import Fired
 from fault_lab.sim.history import first_divergence
 from fault_lab.sim.rules import ALWAYS, EVENTUALLY, Violation
 from fault_lab.sim.world import World

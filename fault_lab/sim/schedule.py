@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from fpstate.fault.v1 import plan_pb2
 
-from fault_lab.sim.faults import Fired
+from fault_lab.plan.numbered import Fired
 from fault_lab.wire.action import action_to_proto
 
 

@@ -16,11 +16,12 @@ from fault_lab.injection.action import Clock as ClockAction
 from fault_lab.injection.action import Kill, Pause
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault
+from fault_lab.plan.numbered import Fired
 from fault_lab.plan.resolve import PHASES
 from fault_lab.sim.agenda import Agenda, Entry
 from fault_lab.sim.brief import brief
 from fault_lab.sim.controller import ControllerNode
-from fault_lab.sim.faults import Fired, WorldFaults
+from fault_lab.sim.faults import WorldFaults
 from fault_lab.sim.guest import GuestNode
 from fault_lab.sim.history import History
 from fault_lab.sim.host import HostNode
@@ -30,6 +31,7 @@ from fault_lab.sim.operands import operation, result
 from fault_lab.sim.reader import ReaderNode
 from fault_lab.sim.rpc import Exchange
 from fault_lab.sim.rules import Rules
+from fault_lab.sim.services import METHODS
 from fault_lab.wire.duration import NS_PER_S, duration_ns
 
 #: Where the plan does not say.
@@ -68,6 +70,7 @@ class World:
         self._calls = 0
         named = [*(fault.point for fault in plan.faults), *(hit.point for hit in plan.schedule.hits)]
         #: The points of the services that the plan speaks of: where none does, no host is asked.
+        self._held: list[tuple[str, Callable[[], None]]] = []
         self.rpc_points: Final = frozenset(name for name in named if name.startswith("rpc."))
         self._process_points = frozenset(name for name in named if name.startswith("node."))
         there = plan.topology
@@ -169,6 +172,18 @@ class World:
             self.record_fired(found[0])
         return found
 
+    def hold(self, fault: str, go_on: Callable[[], None]) -> None:
+        """Do it when a fault does not stand any more."""
+        if self.faults.stands(fault):
+            self._held.append((fault, go_on))
+        else:
+            self.after(0, "", f"{fault} lets go", go_on)
+
+    @staticmethod
+    def path_of(method: str) -> str:
+        """A method as gRPC has it."""
+        return METHODS[method].path
+
     def record_fired(self, fired: Fired) -> None:
         """Write down that a fault has fired."""
         fields = {"fault": fired.fault, "point": fired.point, "entity": fired.entity, "hit": fired.hit}
@@ -231,6 +246,9 @@ class World:
         self.record("phase", phase=phase)
         self.faults.enter(phase)
         self.network.let_go(self.faults.stands)
+        held, self._held = self._held, []
+        for fault, go_on in held:
+            self.hold(fault, go_on)
         for host in self.hosts.values():
             if host.up:
                 self.faults.arm(host)

@@ -12,10 +12,11 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.live.proxy import CuttingProxy
+from fault_lab.live.proxy import Proxy, Trouble
 
 PORT: Final = 7411
 HOST: Final = "host"
@@ -141,7 +142,7 @@ class Proxies:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._proxies: dict[str, CuttingProxy] = {}
+        self._proxies: dict[str, Proxy] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
@@ -157,8 +158,8 @@ class Proxies:
     def reach(self, node: str) -> None:
         """Start its proxy."""
 
-        async def start() -> CuttingProxy:
-            proxy = CuttingProxy(f"unix:{self._folder}/host.sock", f"{self._folder}/{node}.sock")
+        async def start() -> Proxy:
+            proxy = Proxy(f"unix:{self._folder}/{node}.sock", f"unix:{self._folder}/host.sock", link=(node, "host"))
             return await proxy.__aenter__()
 
         self._proxies[node] = asyncio.run_coroutine_threadsafe(start(), self._loop).result(60)
@@ -170,8 +171,8 @@ class Proxies:
     def cut(self, node: str, *, to_host: bool, to_node: bool) -> None:
         """Let nothing through."""
         proxy = self._proxies[node]
-        self._call(proxy.to_host.clear if to_host else proxy.to_host.set)
-        self._call(proxy.to_client.clear if to_node else proxy.to_client.set)
+        for way, cut in ((proxy.there, to_host), (proxy.back, to_node)):
+            self._call(partial(way.set, Trouble(stalled=cut)))
 
     def heal(self, node: str) -> None:
         """Let everything through."""

@@ -14,9 +14,9 @@ from typing import Final
 
 import grpc
 
+from fault_lab.live.proxy import Proxy
 from tests.live.healthy import healthy_outcomes
 from tests.live.host import LiveHost
-from tests.live.proxy import CuttingProxy
 from tests.soak.judge import Sample, Samples
 from tests.soak.storms import Storms
 
@@ -63,7 +63,7 @@ class Soak:
 
     async def _storm(self, host: LiveHost, folder: Path) -> None:
         until = time.monotonic() + self.seconds
-        async with CuttingProxy(host.address, f"{folder}/proxy.sock") as proxy:
+        async with Proxy(f"unix:{folder}/proxy.sock", host.address) as proxy:
             storms = Storms(host.address, proxy, Random(self.seed))
             tasks = [asyncio.create_task(self._over_and_over(*each, until)) for each in storms.rounds().items()]
             while not all(task.done() for task in tasks):

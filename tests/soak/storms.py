@@ -28,8 +28,8 @@ from fpstate.v1 import (
 )
 from google.protobuf.duration_pb2 import Duration
 
+from fault_lab.live.proxy import Proxy
 from tests.live.host import CHANNEL_OPTIONS
-from tests.live.proxy import CuttingProxy
 
 #: A lease that is over soon, for sessions that are forgotten.
 _SOON: Final = Duration(seconds=1)
@@ -41,7 +41,7 @@ _numbers = itertools.count()
 class Storms:
     """The rounds, on the host at ``address``; ``proxy`` is the way to it that can be cut."""
 
-    def __init__(self, address: str, proxy: CuttingProxy, rng: Random) -> None:
+    def __init__(self, address: str, proxy: Proxy, rng: Random) -> None:
         self._address = address
         self._proxy = proxy
         self._rng = rng
