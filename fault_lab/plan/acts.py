@@ -40,3 +40,9 @@ ACTS: Final = {
     "set-msrs": "KVM_SET_MSRS of XFD",
     "reset": "RESET of the VM",
 }
+
+
+def acts_table() -> str:
+    """The table of docs/simulator.md."""
+    rows = [f"| `{name}` | {what} |" for name, what in ACTS.items()]
+    return "\n".join(["| act | what it is |", "|---|---|", *rows]) + "\n"

@@ -49,6 +49,8 @@ class Hand:
     vm: str
     draws: Draws
     state: Callable[[], HostState]
+    #: Indices of the vCPUs that guests play on: their state is theirs.
+    played: frozenset[int]
     made: int = 0
 
     @property
@@ -81,9 +83,10 @@ class Hand:
         found = [task for task in self.tasks() if task.frames]
         return self.draws.one_of(found) if found else None
 
-    def vcpu(self) -> str:
-        """One of the VM's vCPUs."""
-        return f"{self.vm}/vcpus/{self.draws.one_of(list(self.record.kvm.vcpus))}"
+    def vcpu(self) -> str | None:
+        """One of the VM's vCPUs that no guest plays on; None where there is none."""
+        idle = [index for index in self.record.kvm.vcpus if index not in self.played]
+        return f"{self.vm}/vcpus/{self.draws.one_of(idle)}" if idle else None
 
     def cpu(self) -> int:
         """One of the CPUs that the VM runs on."""

@@ -18,6 +18,7 @@ from fault_lab.sim.acts import PLAYED
 from fault_lab.sim.hand import Act, Draws, Hand
 from fault_lab.sim.network import latency_ns
 from fault_lab.sim.task import Sleep, Task
+from fault_lab.sim.workload import part_of
 from host_agent.commands import Command
 from host_agent.errors import Refused
 
@@ -35,6 +36,7 @@ class TaskPlay:
 
     vm: str
     vcpus: int
+    played: frozenset[int]
     acts: tuple[str, ...]
     events: int
     think_ns: tuple[int, int]
@@ -48,7 +50,7 @@ class TaskPlay:
 
     def play(self, host: HostNode) -> Task:
         """Play what is left, until the host ends."""
-        hand = Hand(self.vm, self.draws, lambda: host.machine.state)
+        hand = Hand(self.vm, self.draws, lambda: host.machine.state, self.played)
         while not self.over:
             low, high = self.think_ns
             yield Sleep(low + self.draws.below(high - low + 1))
@@ -89,18 +91,20 @@ def plays_of(plan: plan_pb2.Plan, host: str, seed: int) -> list[TaskPlay]:
     """What the plan has for the VMs of a host."""
     first = plan.topology.hosts[0].name
     return [
-        _play(nr, row, vm, seed)
+        _play(plan, nr, vm, seed)
         for nr, row in enumerate(plan.workload.tasks)
         for vm in plan.topology.vms
         if (vm.host or first) == host and matches(row.vm or "*", f"vms/{vm.name}")
     ]
 
 
-def _play(nr: int, row: plan_pb2.PlannedTasks, vm: plan_pb2.PlannedVm, seed: int) -> TaskPlay:
+def _play(plan: plan_pb2.Plan, nr: int, vm: plan_pb2.PlannedVm, seed: int) -> TaskPlay:
+    row, vcpus = plan.workload.tasks[nr], vm.vcpus or 1
     own = row.random.seed if row.random.HasField("seed") else subseed(seed, f"tasks/{nr}/{vm.name}")
     return TaskPlay(
         vm=f"vms/{vm.name}",
-        vcpus=vm.vcpus or 1,
+        vcpus=vcpus,
+        played=frozenset(nr for nr in range(vcpus) if part_of(plan, f"vms/{vm.name}/vcpus/{nr}", seed) is not None),
         acts=tuple(row.acts) or tuple(ACTS),
         events=row.random.events,
         think_ns=latency_ns(row.think_time) if row.HasField("think_time") else _THINK_NS,

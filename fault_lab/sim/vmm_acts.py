@@ -28,7 +28,7 @@ _MXCSR_RESERVED: Final = 1 << 31
 def _mask(hand: Hand) -> int:
     """Some of what the host supports, legal or not."""
     supported = hand.record.kvm.supported_xcr0
-    masks = [0, XFEATURE_MASK_FPSSE, 0x7, supported & ~0x60000, supported, supported]
+    masks = [0, 0, XFEATURE_MASK_FPSSE, 0x7, supported & ~0x60000, supported, supported]
     return hand.draws.one_of(masks) & supported
 
 
@@ -46,39 +46,49 @@ def _delete_vcpu(hand: Hand) -> Act:
 
 
 def _set_cpuid(hand: Hand) -> Act:
-    yield c.SetCpuid(vm=hand.vm, xcr0_mask=_mask(hand), vcpu=hand.draws.one_of(["", hand.vcpu()]))
+    vcpu = hand.vcpu()
+    if vcpu is not None:
+        whole = not hand.played and hand.draws.below(4) > 0
+        yield c.SetCpuid(vm=hand.vm, xcr0_mask=_mask(hand), vcpu="" if whole else vcpu)
 
 
 def _set_xsave(hand: Hand) -> Act:
     """A buffer of what the host supports, with random bytes where its XSTATE_BV says so."""
     vm, name = hand.record, hand.vcpu()
+    if name is None:
+        return
     config, supported = vm.platform.host.config, vm.kvm.supported_xcr0
     nrs = [nr for nr in for_each_set_bit(supported) if nr not in (XFEATURE_FP, XFEATURE_PKRU, 17)]
     chosen = [nr for nr in nrs if hand.draws.below(2)]
     bv = sum(1 << nr for nr in chosen)
     raw = bytearray(max(4096, config.user.max_size))
-    mxcsr = hand.draws.one_of([0x1F80, 0x1F80, 0x1FA0, _MXCSR_RESERVED])
+    mxcsr = hand.draws.one_of([0x1F80, 0x1F80, 0x1F80, 0x1FA0, 0x1FA0, _MXCSR_RESERVED])
     _U32.pack_into(raw, MXCSR_OFFSET, mxcsr)
     offsets = config.table.offsets(bv, compacted=False)
     for nr in chosen:
         size = config.table.size_bytes(nr)
         raw[offsets[nr] : offsets[nr] + size] = hand.draws.bytes(size)
     bv |= hand.draws.below(2)
-    _U64.pack_into(raw, XSTATE_BV_OFFSET, bv | hand.draws.one_of([0, 0, 0, 0, 1 << 40]))
-    yield c.SetXsave(vcpu=name, xsave=bytes(raw[: hand.draws.one_of([len(raw)] * 5 + [576])]))
+    _U64.pack_into(raw, XSTATE_BV_OFFSET, bv | hand.draws.one_of([0] * 9 + [1 << 40]))
+    yield c.SetXsave(vcpu=name, xsave=bytes(raw[: hand.draws.one_of([len(raw)] * 9 + [576])]))
 
 
 def _set_xcrs(hand: Hand) -> Act:
-    yield c.SetXcrs(vcpu=hand.vcpu(), xcrs=((0, _mask(hand) | 1),))
+    vcpu = hand.vcpu()
+    if vcpu is not None:
+        yield c.SetXcrs(vcpu=vcpu, xcrs=((0, _mask(hand) | 1),))
 
 
 def _set_msrs(hand: Hand) -> Act:
-    value = hand.draws.one_of([0, XFEATURE_MASK_XTILE_DATA])
-    yield c.SetMsrs(vcpu=hand.vcpu(), entries=((MSR_IA32_XFD, value),))
+    vcpu = hand.vcpu()
+    if vcpu is not None:
+        value = hand.draws.one_of([0, XFEATURE_MASK_XTILE_DATA])
+        yield c.SetMsrs(vcpu=vcpu, entries=((MSR_IA32_XFD, value),))
 
 
 def _reset(hand: Hand) -> Act:
-    yield c.ResetVm(vm=hand.vm)
+    if not hand.played:
+        yield c.ResetVm(vm=hand.vm)
 
 
 #: By their names in ``fault_lab.plan.acts``.
