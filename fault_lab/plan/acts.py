@@ -36,6 +36,7 @@ ACTS: Final = {
     "delete-vcpu": "one of those goes",
     "set-cpuid": "KVM_SET_CPUID2 with some of the features",
     "set-xsave": "KVM_SET_XSAVE of a buffer that is good, short or wrong",
+    "carry-xsave": "KVM_GET_XSAVE2 of a vCPU, and KVM_SET_XSAVE of that on another or on the same",
     "set-xcrs": "KVM_SET_XCRS",
     "set-msrs": "KVM_SET_MSRS of XFD",
     "reset": "RESET of the VM",

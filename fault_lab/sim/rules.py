@@ -50,6 +50,7 @@ ALWAYS: Final = {
     "commands-end": "the kernel does not go round in a circle",
     "get-xsave-tells-the-truth": "KVM_GET_XSAVE2 gives what the vCPU holds, of what its CPUID has, and zeros elsewhere",
     "set-xsave-takes-what-it-must": "KVM_SET_XSAVE takes what the host supports, and refuses what cannot be loaded",
+    "restore-is-what-was-saved": "what KVM_SET_XSAVE has taken, KVM_GET_XSAVE2 gives again",
     "pkru-needs-protection-keys": "PKRU is managed only where the kernel has enabled protection keys",
     "cpuid-tells-the-truth": "CPUID offers both tile components or neither, and the size that an image has",
 }

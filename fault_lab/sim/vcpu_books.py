@@ -45,6 +45,8 @@ def note(machine: HostMachine, command: c.Command, result: object) -> Found:
             yield from _offered(vm)
     if isinstance(command, c.SetXsave):
         yield from _taken(state, command, result)
+        if not isinstance(result, Exception):
+            yield from _restored(state.vcpu(command.vcpu), command)
     if isinstance(command, _SET) and not isinstance(result, Exception):
         vcpus = [vcpu for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
         for vcpu in vcpus:
@@ -95,6 +97,20 @@ def _expected(vcpu: Vcpu, buf: bytes) -> str | None:
     if bv & 0b111 and mxcsr & ~config.mxcsr_mask:
         return Errno.EINVAL.name
     return "OK"
+
+
+def _restored(vcpu: Vcpu, command: c.SetXsave) -> Found:
+    """What went in comes out again, as far as the guest's XFD lets it in and its CPUID lets it out; x87 aside."""
+    raw, config = get_xsave2(vcpu), vcpu.vm.host.config
+    if isinstance(raw, Errno) or vcpu.fpstate.is_confidential or not config.xsave:
+        return
+    (bv,) = _U64.unpack_from(command.xsave, XSTATE_BV_OFFSET)
+    kept = bv & ~vcpu.fpstate.xfd & (vcpu.guest_supported_xcr0 | XFEATURE_MASK_FPSSE)
+    offsets = config.table.offsets(config.user.max_features, compacted=False)
+    for nr in for_each_set_bit(kept & ~1):
+        span = slice(offsets[nr], offsets[nr] + config.table.size_bytes(nr))
+        if raw[span] != command.xsave[span]:
+            yield "restore-is-what-was-saved", f"{command.vcpu}: component {nr} is {raw[span][:24].hex()}..."
 
 
 def _exported(vcpu: Vcpu) -> Found:

@@ -17,6 +17,7 @@ from fpu_core.xfeature import (
     for_each_set_bit,
 )
 from host_agent import commands as c
+from host_agent.vcpu_state import get_xsave2
 
 #: The indices of vCPUs that no agent has: a VM of a plan has fewer.
 _SPARE_VCPUS: Final = range(4_096, 4_099)
@@ -73,6 +74,12 @@ def _set_xsave(hand: Hand) -> Act:
     yield c.SetXsave(vcpu=name, xsave=bytes(raw[: hand.draws.one_of([len(raw)] * 9 + [576])]))
 
 
+def _carry_xsave(hand: Hand) -> Act:
+    source, target = hand.vcpu(), hand.vcpu()
+    if source is not None and target is not None:
+        yield c.SetXsave(vcpu=target, xsave=get_xsave2(hand.state(), source))
+
+
 def _set_xcrs(hand: Hand) -> Act:
     vcpu = hand.vcpu()
     if vcpu is not None:
@@ -97,6 +104,7 @@ PLAYED: Final[dict[str, Callable[[Hand], Act]]] = {
     "delete-vcpu": _delete_vcpu,
     "set-cpuid": _set_cpuid,
     "set-xsave": _set_xsave,
+    "carry-xsave": _carry_xsave,
     "set-xcrs": _set_xcrs,
     "set-msrs": _set_msrs,
     "reset": _reset,
