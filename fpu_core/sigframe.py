@@ -208,6 +208,7 @@ def _restore(fpu: Fpu, memory: UserMemory, address: int) -> bool:
         # By the kernel's size, not by the frame's: else a frame that lies would fault for ever (bug B15).
         if vector is not Vector.PF or not memory.fault_in(address, fpu.fpstate.user_size):
             return False
+        fpu.host.preempt_point("sigreturn: the frame was faulted in")
 
 
 def _check_xstate_in_sigframe(fpu: Fpu, memory: UserMemory, address: int) -> _Found | None:

@@ -86,6 +86,7 @@ HANDLERS: dict[type, Callable[[HostState, Any], Any]] = {
     t.Interrupt: cpus.interrupt,
     t.DeliverSignal: signals.deliver,
     t.EditFrame: signals.edit_frame,
+    t.SwapOutFrame: signals.swap_out_frame,
     t.SigReturn: signals.handler_returns,
     t.PtraceGet: signals.ptrace_get,
     t.PtraceSet: signals.ptrace_set,

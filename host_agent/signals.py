@@ -12,7 +12,7 @@ from fpu_core.regset import ptrace_getregset, ptrace_setregset
 from fpu_core.rt_signal import SignalFrame, deliver_signal, sigreturn
 from fpu_core.sched import switch_to
 from fpu_core.sigframe import sigframe_size
-from fpu_core.usermem import UserMemory
+from fpu_core.usermem import PAGE_BYTES, UserMemory
 from host_agent.errors import invalid
 from host_agent.state import HostState, TaskRecord, VmRecord
 from host_agent.task_commands import (
@@ -23,6 +23,7 @@ from host_agent.task_commands import (
     PtraceSet,
     SetAltstack,
     SigReturn,
+    SwapOutFrame,
 )
 from host_agent.tasks import run_on_cpu, user_mode
 
@@ -110,6 +111,18 @@ def edit_frame(state: HostState, command: EditFrame) -> TaskRecord:
     if command.offset < 0 or not command.data or command.offset + len(command.data) > size:
         raise invalid("data", f"1..{size} bytes that end at or before byte {size} of the frame", len(command.data))
     frame.memory.copy_to_user(frame.address + command.offset, command.data)
+    return task
+
+
+def swap_out_frame(state: HostState, command: SwapOutFrame) -> TaskRecord:
+    """Whoever touches the page next faults it in, with the bytes that it had."""
+    vm, task = state.task(command.task)
+    user_mode(vm, task)
+    frame = _innermost(task)
+    size = sigframe_size(task.fpu)
+    if not 0 <= command.offset < size:
+        raise invalid("offset", f"0..{size - 1}", command.offset)
+    frame.memory.absent.add((frame.address + command.offset) // PAGE_BYTES)
     return task
 
 

@@ -80,6 +80,15 @@ class EditFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwapOutFrame:
+    """Memory is short: the page with byte ``offset`` of the register part of the frame is swapped out."""
+
+    task: str
+    offset: int
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SigReturn:
     """The handler of ``task`` returns."""
 
@@ -148,6 +157,7 @@ TaskCommand = (
     | Interrupt
     | DeliverSignal
     | EditFrame
+    | SwapOutFrame
     | SigReturn
     | PtraceGet
     | PtraceSet

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fault_lab.injection.points import points_table
+from fault_lab.plan.acts import acts_table
 from fpstated.config.show import settings_tables
 from host_agent.decision_rules import decisions_table, refusals_table
 from host_agent.service.access.matrix import matrix_table
@@ -29,6 +30,7 @@ _SECTION = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<
 
 #: What makes each table, by its name.
 TABLES: dict[str, Callable[[], str]] = {
+    "acts": acts_table,
     "access-matrix": matrix_table,
     "controller-metrics": controller_metrics_table,
     "decisions": decisions_table,

@@ -18,13 +18,15 @@ from fault_lab.injection.attributes import FaultAttributeError
 from fault_lab.injection.draw import PPM
 from fault_lab.injection.hit import matches
 from fault_lab.injection.points import FAULT_POINTS, FaultPoint
-from fault_lab.plan.entities import entities, nodes, vcpus
+from fault_lab.plan.acts import ACTS
+from fault_lab.plan.entities import entities, nodes, vcpus, vms
 from fault_lab.plan.problem import Problem
 from fault_lab.plan.resolve import default_action
 from fault_lab.wire.action import action_from_proto
 from fault_lab.wire.duration import DAY_NS, duration_ns
 from fault_lab.wire.fault import attributes_from_proto, window_from_proto
-from fpu_core.cpuid import builtin_profile_names
+from fpu_core.cpuid import builtin_profile_names, parse_cpuid_dump
+from fpu_core.errors import FieldError
 from fpu_core.rules import KERNEL_RULES
 from guest_agent.script_parser import ScriptError, parse_script
 from host_agent.kvm.policy import ALLOCATION_POLICIES
@@ -101,11 +103,22 @@ def _vm(plan: plan_pb2.Plan, vm: plan_pb2.PlannedVm, path: str) -> Problems:
     yield from _name(f"{path}.name", vm.name)
     yield from _known_host(plan, vm.host, path)
     yield from _one_of(f"{path}.profile", vm.profile, builtin_profile_names())
+    if vm.cpuid_dump:
+        yield from _processor(vm, path)
     yield from _one_of(f"{path}.allocation_policy", vm.allocation_policy, ALLOCATION_POLICIES)
     yield from _range(f"{path}.vcpus", vm.vcpus, 0, _PARTS_MAX)
     for key in vm.labels:
         if not _ID.fullmatch(key):
             yield Problem(f"{path}.labels", "keys of lower-case letters, digits and hyphens", repr(key))
+
+
+def _processor(vm: plan_pb2.PlannedVm, path: str) -> Problems:
+    if vm.profile:
+        yield Problem(f"{path}.cpuid_dump", "nothing where profile is set", "both")
+    try:
+        parse_cpuid_dump(vm.cpuid_dump, name="dump")
+    except FieldError as error:
+        yield Problem(f"{path}.cpuid_dump", error.expected, str(error.got))
 
 
 def _controller(plan: plan_pb2.Plan, controller: plan_pb2.PlannedController, path: str) -> Problems:
@@ -149,6 +162,19 @@ def _workload(plan: plan_pb2.Plan) -> Problems:
                 yield from _range(f"{path}.random.events", guest.random.events, 1, _MANY)
             case _:
                 yield Problem(path, "script, mix or random", "none of them")
+    for nr, tasks in enumerate(plan.workload.tasks):
+        yield from _tasks(plan, tasks, f"workload.tasks[{nr}]")
+    yield from _range("workload.preempt_ppm", plan.workload.preempt_ppm, 0, PPM)
+
+
+def _tasks(plan: plan_pb2.Plan, tasks: plan_pb2.PlannedTasks, path: str) -> Problems:
+    if tasks.vm:
+        yield from _fitting(f"{path}.vm", tasks.vm, vms(plan))
+    yield from _range(f"{path}.random.events", tasks.random.events, 1, _MANY)
+    for nr, act in enumerate(tasks.acts):
+        yield from _one_of(f"{path}.acts[{nr}]", act, ACTS)
+    if tasks.HasField("think_time"):
+        yield from _latency(tasks.think_time, f"{path}.think_time")
 
 
 def _readers(plan: plan_pb2.Plan) -> Problems:

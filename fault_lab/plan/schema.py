@@ -9,6 +9,7 @@ from fpstate.fault.v1 import plan_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from fault_lab.injection.points import FAULT_POINTS
+from fault_lab.plan.acts import ACTS
 from fault_lab.plan.short import PROBABILITY, has_short_form
 
 _F: Final = FieldDescriptor
@@ -45,6 +46,8 @@ def _definition(descriptor: Descriptor, definitions: dict[str, Any]) -> dict[str
         properties[PROBABILITY] = {"type": ["number", "string"]}
     if descriptor.name in ("PlannedFault", "ScheduledHit"):
         properties["point"] = {"enum": list(FAULT_POINTS)}
+    if descriptor.name == "PlannedTasks":
+        properties["acts"]["items"] = {"enum": list(ACTS)}
     made: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
     return {"anyOf": [made, _SHORT]} if has_short_form(descriptor.full_name) else made
 

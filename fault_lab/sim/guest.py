@@ -161,6 +161,7 @@ class GuestNode(Node):
         make = c.CreateVm(
             vm_id=vm.name,
             profile=vm.profile,
+            cpuid_dump=vm.cpuid_dump,
             allocation_policy=vm.allocation_policy or "on_swap",
             byte_limit=vm.byte_limit if vm.HasField("byte_limit") else None,
             labels=dict(vm.labels),
@@ -287,8 +288,7 @@ class GuestNode(Node):
                 if isinstance(found, Rejected):
                     if found.refusal.reason in ("VCPU_KILLED", "VCPU_BROKEN"):
                         return "killed"
-                    # An ended lease takes the vCPU out of the guest, and a Leave then finds it outside.
-                    if part.script is not None and found.refusal.reason != "VCPU_NOT_ENTERED":
+                    if part.script is not None and not _may_be(found.refusal):
                         self.world.rules.rejected(self, port.vcpu, found.refusal)
                     outcome = Done()
                 else:
@@ -366,3 +366,11 @@ class GuestNode(Node):
                     yield from self._reopen(key)
                 case Remedy.NONE:
                     raise _GivenUpError(reply)
+
+
+def _may_be(refusal: Refusal) -> bool:
+    """Whether a script is refused for what it cannot know.
+
+    An ended lease takes the vCPU out of the guest, and a Leave then finds it outside; a CPU may have gone down.
+    """
+    return refusal.reason == "VCPU_NOT_ENTERED" or refusal.metadata.get("expected") == "a CPU that is online"

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.injection.action import Delay, FailStatus
+from fault_lab.injection.draw import subseed
 from fault_lab.injection.hit import Hit
 from fault_lab.sim import wire
 from fault_lab.sim.agenda import Entry
 from fault_lab.sim.faults import CountingTable
+from fault_lab.sim.host_tasks import plays_of
 from fault_lab.sim.journal import Logged, ModelledJournal
 from fault_lab.sim.node import Node
+from fault_lab.sim.preemption import EndlessError
 from fault_lab.sim.rpc import Exchange, StreamExchange
 from fault_lab.sim.services import METHODS, Later, Service
+from fault_lab.sim.task_watch import TaskWatch
 from fault_lab.wire.duration import duration_ns
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Refusal
@@ -48,6 +52,9 @@ class HostNode(Node):
         self._config = _config(planned)
         self.machine = HostMachine(self._config)
         self.service = Service(self)
+        self.plays = plays_of(world.plan, self.name, seed)
+        self._seed = subseed(seed, f"preemption/{self.name}")
+        self._watch = self._new_watch(self.machine)
         self._timer: Entry | None = None
         self._timer_ns: int | None = None
         self._digest_before = ""
@@ -60,6 +67,8 @@ class HostNode(Node):
         self.clock.set(self.machine.state.now_ns)
         self.apply(Boot(config=self._config))
         self.world.faults.arm(self)
+        for play in self.plays:
+            self.spawn(play.play(self))
 
     def ended(self) -> None:
         """Keep the durable prefix."""
@@ -91,15 +100,16 @@ class HostNode(Node):
 
     def _recover(self) -> None:
         machine = self._new_machine()
+        watch = self._new_watch(machine)
         for number, record in enumerate(self.journal.records, 1):
-            outcome = self._carried_out(machine, record)
+            outcome = self._carried_out(machine, watch, record)
             if record.outcome and (outcome, machine.state.revision) != (record.outcome, record.revision):
                 self.world.rules.fail(
                     "recovered-same-outcomes", f"record {number} of {self.name} leads to another outcome"
                 )
         if self._digest_before and machine.digest() != self._digest_before:
             self.world.rules.fail("recovered-same-digest", f"{self.name} is not what it was before it ended")
-        self.machine = machine
+        self.machine, self._watch = machine, watch
         if self.journal.records:
             self.world.record("node", node=self.name, state="recovered", records=self.journal.durable)
         self.world.rules.recovered(self)
@@ -109,12 +119,23 @@ class HostNode(Node):
         machine.state.faults = CountingTable()
         return machine
 
-    def _carried_out(self, machine: HostMachine, record: Logged) -> bytes:
+    def _new_watch(self, machine: HostMachine) -> TaskWatch | None:
+        """Where the plan has host tasks, or preempts them, somebody looks at every command."""
+        workload = self.world.plan.workload
+        if not self.plays and not workload.preempt_ppm:
+            return None
+        return TaskWatch(machine, self._seed, workload.preempt_ppm, self.world.rules.fail)
+
+    def _carried_out(self, machine: HostMachine, watch: TaskWatch | None, record: Logged) -> bytes:
         result: object
+        if watch is not None:
+            watch.begins(record.command)
         try:
             result = machine.apply(record.command, record.now_ns)
         except Refused as refused:
             result = refused
+        if watch is not None:
+            watch.ended(record.command, result)
         outcome = pack_outcome(record.command, result, machine.state.effects) if record.outcome else b""
         machine.take_effects()
         fired = machine.state.faults
@@ -131,13 +152,18 @@ class HostNode(Node):
         """
         machine, now_ns = self.machine, max(self.now_ns, self.machine.state.now_ns)
         self.world.rules.before(self, command)
+        if self._watch is not None:
+            self._watch.begins(command)
         result: object
         try:
             result = machine.apply(command, now_ns)
         except Refused as refused:
             result = refused
-        except CoreBug as bug:
-            self.world.rules.fail("invariants", str(bug))
+        except (CoreBug, AssertionError) as bug:
+            self.world.rules.fail("invariants", str(bug) or f"an assertion of {type(command).__name__}")
+            raise
+        except EndlessError as error:
+            self.world.rules.fail("commands-end", str(error))
             raise
         effects = machine.state.effects
         keeps = self.world.faults.processes_end
@@ -146,6 +172,8 @@ class HostNode(Node):
         self.journal.append(Logged(now_ns, command, machine.state.revision, outcome))
         self._note_fired()
         self.world.rules.after(self, command, result, effects)
+        if self._watch is not None:
+            self._watch.ended(command, result)
         self._make_known(effects)
         self._set_timer()
         if isinstance(result, Refused):

@@ -41,11 +41,24 @@ ALWAYS: Final = {
     "recovered-same-digest": "where nothing was lost, a host comes back as it was, to the byte",
     "guest-sees-its-bytes": "a guest reads what it has loaded, and its script is not told that it is mistaken",
     "session-goes-on": "an agent finds its vCPUs' numbers where it left them",
+    "task-reads-its-bytes": "every host task holds what it has loaded, in the registers or in its image, to the byte",
+    "frame-tells-the-truth": "a signal frame has the registers of the program, and no byte of anybody else's",
+    "sigreturn-brings-back": "sigreturn restores a frame that is good, and refuses one that is spoilt",
+    "ptrace-takes-all-or-nothing": "a debugger writes the whole state, or nothing",
+    "interrupt-keeps-off": "an interrupt uses the FPU where it may, and nowhere else",
+    "workers-have-no-registers": "a kernel thread or user worker is not asked about registers",
+    "commands-end": "the kernel does not go round in a circle",
+    "get-xsave-tells-the-truth": "KVM_GET_XSAVE2 gives what the vCPU holds, of what its CPUID has, and zeros elsewhere",
+    "set-xsave-takes-what-it-must": "KVM_SET_XSAVE takes what the host supports, and refuses what cannot be loaded",
+    "restore-is-what-was-saved": "what KVM_SET_XSAVE has taken, KVM_GET_XSAVE2 gives again",
+    "pkru-needs-protection-keys": "PKRU is managed only where the kernel has enabled protection keys",
+    "cpuid-tells-the-truth": "CPUID offers both tile components or neither, and the size that an image has",
 }
 #: At the end of ``settle``.
 EVENTUALLY: Final = {
     "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
     "guests-end": "every guest has come to its end, unless its vCPU is paused for a person",
+    "tasks-end": "every row of host tasks was played to its end",
 }
 
 
@@ -306,14 +319,20 @@ class Rules:
 
     def eventually(self, wanted: Collection[str]) -> None:
         """After everything is mended and has had its time: nothing is left hanging."""
-        checks = {"no-stuck-exit": self._stuck, "guests-end": self._unfinished}
+        checks = {"no-stuck-exit": self._stuck, "guests-end": self._unfinished, "tasks-end": self._unplayed}
         for name in wanted or EVENTUALLY:
             for text in checks[name]():
                 raise Violation(name, text)
 
     def at_rest(self) -> bool:
         """Whether nothing is left to do but to renew leases."""
-        return not any(self._unfinished()) and not any(self._stuck())
+        return not any(self._unfinished()) and not any(self._stuck()) and not any(self._unplayed())
+
+    def _unplayed(self) -> Iterator[str]:
+        for host in self._world.hosts.values():
+            for play in host.plays:
+                if not play.over:
+                    yield f"{host.name}: {play.done} of {play.events} acts for {play.vm}"
 
     def _stuck(self) -> Iterator[str]:
         for host in self._world.hosts.values():

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fault_lab.sim.registers import Registers, task_registers
 from fpu_core.context import running_cpu
 from fpu_core.cpu import Cpu
 from fpu_core.errors import Errno
@@ -19,7 +20,6 @@ from fpu_core.sigframe import FP_XSTATE_MAGIC2
 from fpu_core.task import create_worker
 from fpu_core.usermem import PAGE_BYTES, UserMemory
 from fpu_core.xfeature import XFEATURE_PKRU, XFEATURE_SSE
-from tests.core.reference import Registers, task_registers
 from tests.core.world import Task, World
 
 #: Where handlers' frames go, and a byte of theirs that must be 0.

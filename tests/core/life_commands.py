@@ -21,6 +21,7 @@ from host_agent.task_commands import (
     SetAltstack,
     SigReturn,
     SuspendHost,
+    SwapOutFrame,
 )
 
 
@@ -46,6 +47,7 @@ def task_commands(task: str) -> st.SearchStrategy[Command]:
             offset=st.sampled_from([-1, 24, 464, 512, 528, 2816, 11008]),
             data=st.binary(max_size=8),
         ),
+        st.builds(SwapOutFrame, task=of_task, offset=st.sampled_from([-1, 0, 2815, 4096, 11007])),
         st.builds(SigReturn, task=of_task),
         st.builds(PtraceGet, task=of_task, length=st.sampled_from([-1, 0, 576, 577, 65536])),
         st.builds(PtraceSet, task=of_task, data=st.sampled_from([b"", bytes(577), bytes(2816), bytes(11008)])),

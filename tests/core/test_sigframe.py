@@ -298,6 +298,22 @@ def test_tiles_first_used_in_a_handler(rules: KernelRules, kept: bool) -> None:
     rig.check()
 
 
+def test_sigreturn_leaves_what_the_container_has_no_room_for() -> None:
+    """Tiles of the process before stay in the registers, under XFD, and are there when the container grows."""
+    rig = _rig()
+    rig.permit(guest=False)
+    frame = _deliver(rig)
+    cpu, other = rig.cpu, clone_task(rig.fpu, "other", thread=False)
+    switch_to(cpu, other)
+    use_feature(other, 18, 0, b"secret")
+    switch_to(cpu, rig.fpu)
+    assert sigreturn(rig.fpu, frame)
+    use_feature(rig.fpu, 18, 4096, b"tile")
+    assert cpu.read_register(18).startswith(b"secret"), (
+        "as the kernel, which restores what the frame can hold and no more"
+    )
+
+
 def test_what_the_handler_writes_is_what_is_restored() -> None:
     """The frame is the program's to change: registers, XSTATE_BV and MXCSR."""
     rig = _rig()

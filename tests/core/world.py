@@ -10,6 +10,8 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from fault_lab.sim.register_image import in_image, in_registers
+from fault_lab.sim.registers import Registers, task_registers, without_mxcsr
 from fpu_core.alloc import Account, Allocator, AllocFailure
 from fpu_core.config import FpuConfig, boot
 from fpu_core.context import fpregs_state_valid, running_cpu
@@ -53,8 +55,6 @@ from host_agent.kvm.policy import allocation_policy
 from host_agent.kvm.run import vcpu_enter, vcpu_leave
 from host_agent.kvm.set_cpuid import set_cpuid2
 from host_agent.kvm.vcpu import KvmVm, Vcpu, create_vcpu, destroy_vcpu, reset_vcpu
-from tests.core.image import in_image, in_registers
-from tests.core.reference import Registers, task_registers, without_mxcsr
 from tests.core.snapshot import snapshot
 
 PROCESSES = ("a", "b")

@@ -90,6 +90,7 @@ def _of_command(found: _Touched, command: c.Command) -> None:  # noqa: C901, PLR
             | t.Interrupt(task=task)
             | t.DeliverSignal(task=task)
             | t.EditFrame(task=task)
+            | t.SwapOutFrame(task=task)
             | t.SigReturn(task=task)
             | t.PtraceGet(task=task)
             | t.PtraceSet(task=task)

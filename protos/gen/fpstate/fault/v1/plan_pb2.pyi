@@ -353,6 +353,7 @@ class PlannedVm(_message.Message):
     BYTE_LIMIT_FIELD_NUMBER: _builtins.int
     NO_PERMISSION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CPUID_DUMP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's id: lower-case letters, digits and hyphens, beginning with a letter, at most 63 characters. Required."""
     host: _builtins.str
@@ -367,6 +368,8 @@ class PlannedVm(_message.Message):
     """Bytes that its containers may take. Absent: no limit of its own."""
     no_permission: _builtins.bool
     """Whether its process has no permission to use AMX in guests."""
+    cpuid_dump: _builtins.str
+    """The processor as `cpuid -r` prints it, in place of `profile`. Empty: `profile` says which."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels; `make-it-fail` lets its hits pass the task filter of faults."""
@@ -382,10 +385,11 @@ class PlannedVm(_message.Message):
         byte_limit: _builtins.int | None = ...,
         no_permission: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cpuid_dump: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "cpuid_dump", b"cpuid_dump", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
@@ -490,12 +494,18 @@ Global___Latency: _TypeAlias = Latency  # noqa: Y015
 
 @_typing.final
 class Workload(_message.Message):
-    """Workload is what the guests do."""
+    """Workload is what the guests do, and what their VMMs and the kernel do beside them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     GUESTS_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    PREEMPT_PPM_FIELD_NUMBER: _builtins.int
+    preempt_ppm: _builtins.int
+    """How often another task runs where the kernel can be preempted in the middle of its work, in parts per million.
+    Range: 0 to 1,000,000. Simulator only.
+    """
     @_builtins.property
     def guests(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedGuest]:
         """One row for some vCPUs; a vCPU takes the first row that fits it, and is idle where none does."""
@@ -504,15 +514,21 @@ class Workload(_message.Message):
     def readers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedReader]:
         """Who looks at vCPUs meanwhile. docs/linearizability.md."""
 
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTasks]:
+        """One row for some VMs; each row that fits a VM is played for it, beside the others. Simulator only."""
+
     def __init__(
         self,
         *,
         guests: _abc.Iterable[Global___PlannedGuest] | None = ...,
         readers: _abc.Iterable[Global___PlannedReader] | None = ...,
+        tasks: _abc.Iterable[Global___PlannedTasks] | None = ...,
+        preempt_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "readers", b"readers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "preempt_ppm", b"preempt_ppm", "readers", b"readers", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -561,6 +577,46 @@ class PlannedReader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlannedReader: _TypeAlias = PlannedReader  # noqa: Y015
+
+@_typing.final
+class PlannedTasks(_message.Message):
+    """PlannedTasks is what the threads of a VMM, its ioctls and the kernel do on the CPUs that a VM runs on, by chance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    ACTS_FIELD_NUMBER: _builtins.int
+    THINK_TIME_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Which VMs: `vms/{vm}`, `*` stands for any text. Empty: all."""
+    @_builtins.property
+    def random(self) -> Global___RandomPlay:
+        """How many acts, and what they are drawn from. Required."""
+
+    @_builtins.property
+    def acts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which acts, by the names of docs/simulator.md; one that is there twice is drawn twice as often. Empty: all."""
+
+    @_builtins.property
+    def think_time(self) -> Global___Latency:
+        """How long it waits before each act; how long exactly is drawn. Absent: from 10 to 500 microseconds."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        random: Global___RandomPlay | None = ...,
+        acts: _abc.Iterable[_builtins.str] | None = ...,
+        think_time: Global___Latency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["random", b"random", "think_time", b"think_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts", "random", b"random", "think_time", b"think_time", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedTasks: _TypeAlias = PlannedTasks  # noqa: Y015
 
 @_typing.final
 class PlannedGuest(_message.Message):
@@ -612,7 +668,7 @@ Global___PlannedGuest: _TypeAlias = PlannedGuest  # noqa: Y015
 
 @_typing.final
 class RandomPlay(_message.Message):
-    """RandomPlay is a script made by chance: writes of XCR0 and XFD, #NM, registers, preemption."""
+    """RandomPlay is made by chance: of a guest, writes of XCR0 and XFD, #NM, registers, preemption; of tasks, their acts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -621,7 +677,7 @@ class RandomPlay(_message.Message):
     events: _builtins.int
     """How many events. Range: 1 to 1,000,000. Required."""
     seed: _builtins.int
-    """What it is drawn from. Absent: the plan's seed and the vCPU's name."""
+    """What it is drawn from. Absent: the plan's seed and the name of the vCPU, or of the VM and its row."""
     def __init__(
         self,
         *,

@@ -20,7 +20,7 @@ from fpu_core.xfeature import XFEATURE_FP, XFEATURE_PKRU, XFEATURE_XTILE_CFG, XF
 _MXCSR_BYTES = slice(MXCSR_OFFSET, MXCSR_OFFSET + 8)
 
 
-class NotWhatWasLoadedError(AssertionError):
+class NotWhatWasLoadedError(Exception):
     """A context reads back something it never loaded."""
 
 
