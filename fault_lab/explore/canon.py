@@ -120,8 +120,8 @@ def _task(task: TaskRecord | None, vcpu: Vcpu) -> Hashable:
     if task is None:
         return None
     fpu = task.fpu
-    at = None if fpu.last_cpu is None else fpu.last_cpu == task.home_cpu
-    return task.vcpu is vcpu, fpu.need_load, at, fpu.pkru, _fpstate(fpu.fpstate), _fpstate(fpu.task_fpstate)
+    at_home = fpu.last_cpu == task.home_cpu
+    return task.vcpu is vcpu, fpu.need_load, at_home, fpu.last_cpu < 0, fpu.pkru, _fpstate(fpu.fpstate), _fpstate(fpu.task_fpstate)
 
 
 def _fpstate(fpstate: Fpstate | None) -> Hashable:
@@ -158,10 +158,9 @@ def _cpus(state: HostState, vcpus: list[Vcpu | None]) -> tuple[list[list[Hashabl
     rest: list[Hashable] = []
     for platform in state.platforms.values():
         for cpu in platform.cpus:
-            whose = {owners.get(id(fpu)) for fpu in (cpu.owner, cpu.current) if fpu is not None}
-            (one,) = whose if len(whose) == 1 else (None,)
-            if one is not None:
-                mine[one].append(_cpu(cpu, with_names=False))
+            whose = {owners.get(id(fpu), -1) for fpu in (cpu.owner, cpu.current) if fpu is not None}
+            if len(whose) == 1 and -1 not in whose:
+                mine[whose.pop()].append(_cpu(cpu, with_names=False))
             else:
                 rest.append(_cpu(cpu, with_names=True))
     return mine, tuple(sorted(rest, key=repr))

@@ -45,6 +45,10 @@ class ChosenFault(FaultTable):
         self.met.append(hit)
         return fault if len(self.met) - 1 == self._fails else None
 
+    def failed_since(self, met: int) -> int:
+        """Which hit has failed, counted from the first behind ``met`` of them; -1 where none has."""
+        return self._fails - met if met <= self._fails < len(self.met) else -1
+
 
 def forked(machine: HostMachine) -> HostMachine:
     """Return a machine that knows the same and goes its own way; it has no faults."""

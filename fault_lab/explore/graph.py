@@ -17,8 +17,8 @@
                       "path": [0, 3, 12]}, ...]
     }
 
-Masks and sizes are numbers; a size is in bytes. Nodes are in the order in which they were met, so a cap keeps those that
-are nearest to the beginning, with the edges between them and every path of a violation.
+Masks and sizes are numbers; a size is in bytes. Nodes are in the order in which they were met, so a cap keeps
+those that are nearest to the beginning, with the edges between them and every path of a violation.
 """
 
 from __future__ import annotations
@@ -112,13 +112,15 @@ def _vcpus(world: SmallWorld, state: State) -> Iterator[dict[str, Any]]:
     machine = world.hosts.turn(state.host).machine
     for played, at in zip(world.hosts.cast.vcpus, state.vcpus, strict=True):
         vcpu = machine.state.vcpu(played.name)
+        container = vcpu.guest.fpstate
+        assert container is not None, "no vCPU of an explored world is deleted"
         record = vcpu.agent.exit if isinstance(vcpu.agent, VcpuSide) else None
         waits = record is not None and record.state in (ExitState.OPEN, ExitState.APPLYING, ExitState.PAUSED)
         yield {
             "name": played.name,
             "xcr0": vcpu.xcr0,
-            "xfd": vcpu.guest.fpstate.xfd,
-            "size": vcpu.guest.fpstate.size,
+            "xfd": container.xfd,
+            "size": container.size,
             "state": vcpu.state.name,
             "parked": vcpu.state in (VcpuState.PARKED, VcpuState.PAUSED),
             "exit": record.name if record is not None and waits else None,

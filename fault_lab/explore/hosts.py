@@ -132,14 +132,15 @@ class Hosts:
         """The host that comes back from what this one had written down: carried out again, record by record."""
         turn = self._turns[host]
         machine = HostMachine(self._config)
-        records: list[Logged] = []
+        records: list[tuple[Logged, int]] = []
         log = turn.log
         while log:
-            records.append(log[0])
-            log = log[1]
+            records.append((log[0], log[1]))
+            log = log[2]
         again = self._taken(turn, machine)
         try:
-            for nr, record in enumerate(reversed(records), 1):
+            for nr, (record, fails) in enumerate(reversed(records), 1):
+                machine.state.faults = ChosenFault(self._menu.fits, fails)
                 result: object
                 try:
                     result = machine.apply(record.command, record.now_ns)
@@ -149,6 +150,7 @@ class Hosts:
                 machine.take_effects()
                 if (outcome, machine.state.revision) != (record.outcome, record.revision):
                     again.rules.fail("recovered-same-outcomes", f"record {nr} leads to another outcome")
+            machine.state.faults = turn.machine.state.faults
             if machine.digest() != turn.machine.digest():
                 again.rules.fail("recovered-same-digest", f"{turn.name} is not what it was before it ended")
             again.rules.recovered(again.as_host)
@@ -216,6 +218,10 @@ class Hosts:
             return ()
         numbers = (self.rest[host], *self.vms[host], *self.vcpus[host])
         return tuple(self._pieces[number] for number in numbers)
+
+    def vcpu_contents(self, host: int) -> list[Any]:
+        """The parts of a host's vCPUs themselves."""
+        return [self._pieces[number] for number in self.vcpus[host]]
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,17 @@
 """What can happen next in a state: the one transition of a small world.
 
-    a message arrives at the host       in any order; the machine carries it out, and one hit of it may fail
-    a reply arrives at its agent        the guest goes on, and sends its next event at once
-    news arrives at a controller        its policy decides; the decision may be lost, doubled or contradicted
-    the first deadline of an exit comes the agents and controllers that live renew what they hold meanwhile
-    an agent's lease is over            it stood still, and finds out with its next call
-    a process ends and comes back       an agent, a controller, or the host from what was durable
+a message arrives at the host       in any order; the machine carries it out, and one hit of it may fail
+a reply arrives at its agent        the guest goes on, and sends its next event at once
+news arrives at a controller        its policy decides; the decision may be lost, doubled or contradicted
+the first deadline of an exit comes the agents and controllers that live renew what they hold meanwhile
+an agent's lease is over            it stood still, and finds out with its next call
+a process ends and comes back       an agent, a controller, or the host from what was durable
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
 from fault_lab.explore.bounds import Bounds
@@ -19,7 +19,7 @@ from fault_lab.explore.hosts import Hosts, Step
 from fault_lab.explore.menu import Menu
 from fault_lab.explore.people import People
 from fault_lab.explore.requests import Clock, Message
-from fault_lab.explore.state import ControllerAt, State, with_controller
+from fault_lab.explore.state import State, with_controller
 from fault_lab.injection.action import Action, Corrupt, Drop, Duplicate, FailErrno, Kill, Pause
 from fault_lab.injection.hit import Hit
 
@@ -177,9 +177,9 @@ class Moves:
         if not controller.news or not controller.held:
             return []
         name = self._cast.controllers[nr].name
-        (vcpu, view), *rest = controller.news
+        (_, view), *rest = controller.news
         desk, decided = self._people.desks[nr].hear(controller.desk, view, self._hosts.views[view])
-        at = ControllerAt(controller.life, True, desk, tuple(rest))
+        at = controller._replace(desk=desk, news=tuple(rest))
         after = with_controller(state, nr, at)
         seen = self._hosts.views[view]
         text = f"{name}: sees {seen.name} generation {seen.generation} {seen.state.name}"
@@ -217,7 +217,9 @@ class Moves:
             spent = state.spent
             if due == "deadline" and self._bounds.preemptions is not None:
                 spent = spent._replace(preemptions=spent.preemptions + 1)
-            text = f"{self._cast.host.name}: " + ("the time to try again comes" if due == "retry" else "a deadline passes")
+            text = f"{self._cast.host.name}: " + (
+                "the time to try again comes" if due == "retry" else "a deadline passes"
+            )
             yield from self._ticks(state._replace(spent=spent), None, text, None, deadline=due == "deadline")
         for vm, agent in enumerate(state.agents):
             name = self._cast.vm_name(vm)
@@ -275,5 +277,5 @@ class Moves:
             else:
                 yield Move(text, self._people.host_starts(after, step.host), fire)
 
-    def _kills(self, name: str) -> list[Action]:
-        return [replace(each) for each in self._menu.actions("node.run", name) if isinstance(each, Kill)][:1]
+    def _kills(self, name: str) -> list[Kill]:
+        return [each for each in self._menu.actions("node.run", name) if isinstance(each, Kill)][:1]

@@ -28,6 +28,7 @@ Violated = tuple[str, str]
 _OTHERS: Final[tuple[Decision, ...]] = (InjectGp(), Retry(), Pause(), KillVcpu(), Defer())
 #: An event that was rejected so is not this agent's to send any more. Source: fault_lab/sim/guest.py.
 _NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP", "OUTCOME_FORGOTTEN"})
+_KILLED: Final = frozenset({"VCPU_KILLED", "VCPU_BROKEN"})
 _METHODS: Final = {
     "open": "OpenSession",
     "submit": "SubmitEvents",
@@ -54,8 +55,8 @@ class People:
     def first(self, host: int) -> State:
         """Everybody begins: agents open sessions, controllers acquire control."""
         vcpus = tuple(self._begins(nr) for nr in range(len(self._cast.vcpus)))
-        agents = tuple(AgentAt(1, False) for _ in self._cast.vms)
-        controllers = tuple(ControllerAt(1, False, desks.empty) for desks in self.desks)
+        agents = tuple(AgentAt(1, open=False) for _ in self._cast.vms)
+        controllers = tuple(ControllerAt(1, held=False, desk=desks.empty) for desks in self.desks)
         state = State(host, host, vcpus, agents, controllers)
         opening = [Message("open", nr, 1) for nr in range(len(agents))]
         return self.sent(state, *opening, *(Message("control", nr, 1) for nr in range(len(controllers))))
@@ -199,7 +200,7 @@ class People:
     def _opened(self, state: State, message: Message) -> State | Violated:
         """The session is open: every vCPU goes on where the host stands."""
         vm = message.who
-        state = with_agent(state, vm, AgentAt(message.life, True))
+        state = with_agent(state, vm, AgentAt(message.life, open=True))
         resumes = self._hosts.replies[message.what]
         assert isinstance(resumes, tuple), "a session that an agent has asked for once is opened"
         for vcpu, resume in zip(self._cast.vcpus_of(vm), resumes, strict=True):
@@ -254,19 +255,19 @@ class People:
         step = self._hosts.step(state.host, Heard(vcpu, at.seq, message.what))
         if step.violation is not None:
             return step.violation
-        state = self._same(state, step)
         free = isinstance(outcome, Rejected) and isinstance(reply, wire.Answer) and reply.taken < at.seq
-        seq = at.seq if free else at.seq + 1
+        return self._goes_on(self._same(state, step), vcpu, outcome, at.seq if free else at.seq + 1)
+
+    def _goes_on(self, state: State, vcpu: int, outcome: Outcome, seq: int) -> State | Violated:
+        """The guest has the final outcome of its event, and sends the next one, which is number ``seq``."""
+        at = state.vcpus[vcpu]
         if at.inherited:
             return self._sends(state, vcpu, at.position, seq)
-        if isinstance(outcome, Gone) and outcome.directive.kind is DirectiveKind.STOP:
+        stops = isinstance(outcome, Gone) and outcome.directive.kind is DirectiveKind.STOP
+        if stops or (isinstance(outcome, Rejected) and outcome.refusal.reason in _KILLED):
             return with_vcpu(state, vcpu, VcpuAt(at.position, at.seq, "ended"))
-        if isinstance(outcome, Rejected):
-            if outcome.refusal.reason in ("VCPU_KILLED", "VCPU_BROKEN"):
-                return with_vcpu(state, vcpu, VcpuAt(at.position, at.seq, "ended"))
-            outcome = Done()
-        assert isinstance(outcome, Done | Injected | Gone), "all others were dealt with"
-        position = self._scripts.after(at.position, outcome)
+        heard = outcome if isinstance(outcome, Done | Injected | Gone) else Done()
+        position = self._scripts.after(at.position, heard)
         if self._scripts.at(position).event is not None:
             return self._sends(state, vcpu, position, seq)
         step = self._hosts.step(state.host, Ended(vcpu, position))
@@ -293,7 +294,7 @@ class People:
                 state = with_vcpu(state, vcpu, at._replace(phase="held"))
                 if not agent.open:
                     return state
-                state = with_agent(state, vm, AgentAt(agent.life + 1, False))
+                state = with_agent(state, vm, AgentAt(agent.life + 1, open=False))
                 return self.sent(state, Message("open", vm, agent.life + 1))
             case _:
                 if at.phase == "waits" and not at.inherited and refusal.reason in ("SEQ_GAP", "FIELD_INVALID"):
@@ -317,7 +318,7 @@ class People:
         flight = tuple(kept for each in state.flight if (kept := left(each)) is not None)
         unsaid = tuple(kept for each in state.unsaid[0] if (kept := left(each)) is not None)
         life = state.agents[vm].life + 1
-        state = with_agent(state, vm, AgentAt(life, False))
+        state = with_agent(state, vm, AgentAt(life, open=False))
         return self.sent(state._replace(flight=flight, unsaid=(unsaid, state.unsaid[1])), Message("open", vm, life))
 
     # -- controllers ---------------------------------------------------------------------------------------------------
@@ -328,14 +329,20 @@ class People:
         if isinstance(self._hosts.replies[message.what], Refusal):
             return self.sent(state, Message("control", nr, message.life))
         news = self._hosts.listed(state.durable, nr)
-        return with_controller(state, nr, ControllerAt(message.life, True, state.controllers[nr].desk, news))
+        return with_controller(state, nr, state.controllers[nr]._replace(held=True, news=news))
 
     def controller_starts(self, state: State, nr: int) -> State:
         """A new process of a controller: an empty desk, and a control to acquire."""
         life = state.controllers[nr].life + 1
-        state = with_controller(state, nr, ControllerAt(life, False, self.desks[nr].empty))
-        flight = tuple(each for each in state.flight if not (each.kind in ("control", "held") and each.who == nr))
-        return self.sent(state._replace(flight=flight), Message("control", nr, life))
+        state = with_controller(state, nr, ControllerAt(life, held=False, desk=self.desks[nr].empty))
+
+        def left(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+            return tuple(each for each in messages if each.kind not in ("control", "held") or each.who != nr)
+
+        messages, news = state.unsaid
+        news = tuple(each for each in news if each[0] != nr)
+        state = state._replace(flight=left(state.flight), unsaid=(left(messages), news))
+        return self.sent(state, Message("control", nr, life))
 
     def decision(self, decided: Decided) -> int:
         """The number of a decision."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.explore.bounds import Bounds
+from fault_lab.explore.counterexample import Counterexample, Placer
 from fault_lab.explore.liveness import unresolved
 from fault_lab.explore.search import Found, Space, search
 from fault_lab.explore.world import SmallWorld
@@ -62,14 +63,23 @@ class Explored:
         """Whether nothing is left within the bounds on what goes wrong."""
         return self.space.exhausted
 
+    def steps_to(self, found: Found) -> list[str]:
+        """What happens on the shortest path to a violation, a line a step."""
+        last = [found.move.text] if found.move is not None else []
+        return [*(move.text for move in self.space.path(found.source)), *last]
+
+    def counterexample(self, found: Found, *, runs_max: int = 600) -> Counterexample | None:
+        """A plan that violates the same check in the simulator; None where none was found in so many of its runs."""
+        return Placer(self.plan, found.check, runs_max=runs_max).place(self.space, self.world.people, found)
+
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
         bounds = self.bounds
         preemptions = "any" if bounds.preemptions is None else bounds.preemptions
         limits = (
-            f"faults {bounds.faults}, drops {bounds.drops}, duplicates {bounds.duplicates}, crashes {bounds.crashes}, "
-            f"preemptions {preemptions}"
+            f"faults {bounds.faults}, drops {bounds.drops}, duplicates {bounds.duplicates}, "
+            f"crashes {bounds.crashes}, preemptions {preemptions}"
         )
         met = f"{self.states} states, {self.transitions} transitions, depth {self.depth}"
         end = "the space is exhausted" if self.exhausted else f"cut by {' and '.join(sorted(self.space.cut))}"
@@ -79,7 +89,7 @@ class Explored:
 
 
 def explore(plan: plan_pb2.Plan, bounds: Bounds | None = None, *, liveness: Collection[str] = ()) -> Explored:
-    """Explore a checked plan. ``liveness``: which of the checks of ``settle`` are asked of the graph, beside the others.
+    """Explore a checked plan. ``liveness`` names checks of ``settle`` that are asked of the whole graph as well.
 
     Raises:
         ExploreError: the plan has what a small world has not.

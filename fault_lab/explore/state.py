@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from fault_lab.explore.bounds import Spent
 from fault_lab.explore.requests import Message
 
-#: Where a vCPU's call is: SubmitEvents under way, WaitOutcome under way, that one waiting at the host, none before there
-#: is a session again, none since the part is over, none since nothing is played.
+#: Where a vCPU's call is: SubmitEvents under way, WaitOutcome under way, that one waiting at the host, none before
+#: there is a session again, none since the part is over, none since nothing is played.
 Phase = Literal["asks", "waits", "parked", "held", "ended", "idle"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from fault_lab.explore.cast import Cast
+from fault_lab.explore.fork import ChosenFault
 from fault_lab.explore.requests import Acquire, Clock, Decide, Ended, Heard, Open, Recover, Request, Submit, Wait
 from fault_lab.sim import wire
 from fault_lab.sim.journal import Logged
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 _CREDITS = 256
 
 
+#: Records, newest first, each with which of its hits failed: the rest is the log before it.
+Log = tuple[()] | tuple[Logged, int, "Log"]
+
+
 class Turn:
     """A machine, the rules' books, and who holds what, while one request is carried out.
 
@@ -50,7 +55,7 @@ class Turn:
         #: How often each exit has changed: what the revisions of its views are made of.
         self.changes: dict[str, int] = {}
         #: What was carried out, newest first; None where no host ever ends.
-        self.log: tuple[Logged, Any] | tuple[()] | None = None
+        self.log: Log | None = None
         self.finals: list[HostOutcome] = []
         self.news: list[ExitView] = []
         self._cast = cast_
@@ -164,8 +169,9 @@ class Turn:
             newest = max(life for vm, life in self.sessions if vm == request.vm)
             until_ns = state.sessions[self.sessions[request.vm, newest][0]].expires_ns
         step_ns = state.config.default_lease_ns // 3
+        now_ns = state.now_ns
         while True:
-            now_ns = min(until_ns, state.now_ns + step_ns)
+            now_ns = min(until_ns, now_ns + step_ns)
             held = [self.sessions[each] for each in request.agents if each in self.sessions]
             renewals: list[c.Command] = [c.KeepAlive(session=name, epoch=epoch) for name, epoch in held]
             controls = [self.controls[each] for each in request.controllers if each in self.controls]
@@ -204,6 +210,8 @@ class Turn:
         machine = self.machine
         now_ns = machine.state.now_ns + 1 if at_ns is None else at_ns
         self.rules.before(self.as_host, command)
+        faults = machine.state.faults
+        met = len(faults.met) if isinstance(faults, ChosenFault) else 0
         result: object
         try:
             result = machine.apply(command, now_ns)
@@ -215,7 +223,8 @@ class Turn:
         effects = machine.state.effects
         if self.log is not None:
             outcome = pack_outcome(command, result, effects)
-            self.log = Logged(now_ns, command, machine.state.revision, outcome), self.log
+            fails = faults.failed_since(met) if isinstance(faults, ChosenFault) else -1
+            self.log = Logged(now_ns, command, machine.state.revision, outcome), fails, self.log
         machine.state.effects = []
         self.rules.after(self.as_host, command, result, effects)
         for effect in effects:
@@ -252,4 +261,3 @@ class _Guest:
 
     def __init__(self, name: str) -> None:
         self.name = name
-
