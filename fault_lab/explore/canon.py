@@ -112,7 +112,7 @@ def _exit(record: ExitRecord, ranks: dict[str, int]) -> Hashable:
         (record.seq, record.state, record.generation, record.attempt, record.cause, record.result, record.note),
         (record.write, record.old_xcr0, record.old_xfd, record.xfeatures, record.bytes_needed),
         (ranks.get(record.name), record.retry_ns is None, record.decision),
-        tuple((generation, repr(winner)) for generation, winner in record.winners.items()),
+        tuple((nr, repr(winner).replace(record.vcpu, _IT)) for nr, winner in record.winners.items()),
     )
 
 
@@ -121,7 +121,15 @@ def _task(task: TaskRecord | None, vcpu: Vcpu) -> Hashable:
         return None
     fpu = task.fpu
     at_home = fpu.last_cpu == task.home_cpu
-    return task.vcpu is vcpu, fpu.need_load, at_home, fpu.last_cpu < 0, fpu.pkru, _fpstate(fpu.fpstate), _fpstate(fpu.task_fpstate)
+    return (
+        task.vcpu is vcpu,
+        fpu.need_load,
+        at_home,
+        fpu.last_cpu < 0,
+        fpu.pkru,
+        _fpstate(fpu.fpstate),
+        _fpstate(fpu.task_fpstate),
+    )
 
 
 def _fpstate(fpstate: Fpstate | None) -> Hashable:

@@ -15,6 +15,7 @@ from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault, FaultTable
 from fault_lab.sim.rules import Rules
 from host_agent.journal.shapes import RECORDS, fields_of
+from host_agent.kvm.cpuid import GuestCpuid
 from host_agent.machine import HostMachine
 from host_agent.sessions import Opened
 from host_agent.state import HostState
@@ -69,16 +70,20 @@ def forked_rules(rules: Rules) -> Rules:
     return made
 
 
+#: A record that is somebody in a snapshot, and that nothing changes once it is made.
+SHARED: Final = frozenset({GuestCpuid})
+#: Values that hold nothing.
+_PLAIN: Final = frozenset({int, str, bool, bytes, type(None)})
 #: The fields of every class of which a copy is made: records, and the one value that holds a record.
 _COPIED: Final[dict[type, tuple[str, ...]]] = {
-    cls: tuple(name for name in fields_of(cls) if name not in _HOOKS) for cls in (*RECORDS, Opened)
+    cls: tuple(name for name in fields_of(cls) if name not in _HOOKS) for cls in (*RECORDS, Opened) if cls not in SHARED
 }
 
 
 def _copied(value: Any, made: dict[int, Any]) -> Any:  # noqa: ANN401 -- anything a record may hold
     kind = type(value)
-    if kind is dict:
-        return {key: _copied(each, made) for key, each in value.items()}
+    if kind in _PLAIN:
+        return value
     fields = _COPIED.get(kind)
     if fields is not None:
         known = made.get(id(value))
@@ -86,8 +91,11 @@ def _copied(value: Any, made: dict[int, Any]) -> Any:  # noqa: ANN401 -- anythin
             return known
         twin = made[id(value)] = object.__new__(kind)
         for name in fields:
-            object.__setattr__(twin, name, _copied(getattr(value, name), made))
+            each = getattr(value, name)
+            object.__setattr__(twin, name, each if type(each) in _PLAIN else _copied(each, made))
         return twin
+    if kind is dict:
+        return {key: each if type(each) in _PLAIN else _copied(each, made) for key, each in value.items()}
     if kind is bytearray:
         return bytearray(value)
     if kind is tuple:

@@ -77,7 +77,8 @@ class Hosts:
         #: Whether the host's process may end, so that commands have to be written down.
         self.ends = bool(menu.actions("node.run", people.host.name))
         self._turns: Interned[Turn] = Interned()
-        self._steps: dict[tuple[int, Request, int], Step] = {}
+        #: What every (host, request, failing hit) has led to.
+        self.steps: dict[tuple[int, Request, int], Step] = {}
         self._pieces: Interned[Hashable] = Interned()
         #: The parts of each host by number: the rest, those of VMs, those of vCPUs.
         self.rest: list[int] = []
@@ -123,9 +124,9 @@ class Hosts:
     def step(self, host: int, request: Request, fails: int = -1) -> Step:
         """Let a request arrive at a host; ``fails`` is which of the hits that it meets fails, -1 for none."""
         key = host, request, fails
-        found = self._steps.get(key)
+        found = self.steps.get(key)
         if found is None:
-            found = self._steps[key] = self._step(host, request, fails)
+            found = self.steps[key] = self._step(host, request, fails)
         return found
 
     def recovered(self, host: int) -> Step:

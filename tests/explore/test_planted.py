@@ -22,27 +22,30 @@ from tests.sim.mutants import MUTANTS, double_decision
 GROWTH = find_plan("small-growth").read_text(encoding="utf-8")
 PROCESSES = find_plan("small-processes").read_text(encoding="utf-8")
 #: Processes with two faults alone, so that every pair of them is gone through at once.
-TWO = PROCESSES.partition("faults:")[0] + """faults:
+TWO = (
+    PROCESSES.partition("faults:")[0]
+    + """faults:
   - {name: no-memory, point: fpstate.realloc.alloc}
   - {name: host-dies, point: node.run, scope: {entity: host}, action: {kill: 100ms}}
 """
+)
 
 #: The bug, the plan, the bounds, the check, the steps to it, and the points of the plan that replays it.
 FOUND = [
     ("double-decision", GROWTH, 1, "one-decision-a-generation", 10, ["fpstate.realloc.perm", "controller.decide"]),
-    ("stale-epoch", PROCESSES, 1, "invariants", 5, ["node.run"]),
+    ("stale-epoch", PROCESSES, 1, "invariants", 3, ["node.run"]),
     ("lost-park", PROCESSES, 1, "no-stuck-exit", 10, ["fpstate.realloc.alloc"]),
     ("epochs-stand-still", PROCESSES, 1, "epochs-rise", 2, []),
-    ("hidden-state", TWO, 2, "recovered-same-outcomes", 10, ["fpstate.realloc.alloc", "node.run"]),
+    ("hidden-state", TWO, 2, "recovered-same-outcomes", 7, ["fpstate.realloc.alloc", "node.run"]),
     ("answers-again", PROCESSES, 1, "numbers-once", 6, ["link.message"]),
 ]
 
 
 @pytest.mark.parametrize(("name", "text", "faults", "check", "steps", "points"), FOUND, ids=[each[0] for each in FOUND])
-def test_a_planted_bug_is_found_and_replays(  # noqa: PLR0913, PLR0917 -- a row of the table
+def test_a_planted_bug_is_found_and_replays(
     name: str, text: str, faults: int, check: str, steps: int, points: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check that speaks of the bug fails after so many steps; the plan made of the path fails it again by itself."""
+    """The check that speaks of the bug fails after so many steps, and the plan made of the path fails it by itself."""
     MUTANTS[name].plant(monkeypatch)
     liveness = ("no-stuck-exit",) if check == "no-stuck-exit" else ()
     plan = load_plan(text, name)
