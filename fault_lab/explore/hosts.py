@@ -84,6 +84,8 @@ class Hosts:
         self.rest: list[int] = []
         self.vms: list[tuple[int, ...]] = []
         self.vcpus: list[tuple[int, ...]] = []
+        self._ended: list[set[tuple[int, int]]] = []
+        self._due: list[str] = []
         self.replies: Interned[Any] = Interned()
         self.views: Interned[ExitView] = Interned()
         #: The same without the name of the VM and the vCPU that they are about.
@@ -194,6 +196,8 @@ class Hosts:
             self.rest.append(rest)
             self.vms.append(vms)
             self.vcpus.append(vcpus)
+            self._ended.append(turn.ended_sessions())
+            self._due.append(turn.next_due())
         return number
 
     def piece(self, content: Hashable) -> int:
@@ -251,15 +255,11 @@ class Hosts:
 
     def ended_sessions(self, host: int) -> set[tuple[int, int]]:
         """(VM, life) of the sessions that are no more."""
-        return self._turns[host].ended_sessions()
+        return self._ended[host]
 
     def next_due(self, host: int) -> str:
         """What the first deadline of an exit is: "retry", "deadline", or "" for none."""
-        exits = [each for each in self._turns[host].machine.state.exits.values() if each.deadline_ns is not None]
-        if not exits:
-            return ""
-        first = min(exits, key=lambda each: each.deadline_ns or 0)
-        return "retry" if first.retry_ns is not None else "deadline"
+        return self._due[host]
 
     def stuck(self, host: int) -> list[str]:
         """The exits that are open, and not paused for a person."""

@@ -24,6 +24,8 @@ class Menu:
     def __init__(self, plan: plan_pb2.Plan) -> None:
         planned = [each.fault for each in planned_faults(plan, plan.seed) if "chaos" in each.phases]
         self.faults = [fault for fault in planned if fault.point in POINTS]
+        self._actions: dict[tuple[str, str, str], list[Action]] = {}
+        self.may_crash = any(fault.point == "node.run" for fault in self.faults)
         #: Names of the plan's faults that are not.
         self.left_out = sorted(fault.name for fault in planned if fault.point not in POINTS)
 
@@ -33,5 +35,9 @@ class Menu:
 
     def actions(self, point: str, entity: str, trigger: str = "") -> list[Action]:
         """What could happen at a point of the world, each once, in the order of the plan."""
-        hit = Hit(point=point, entity=entity, trigger=trigger, trace=(point, trigger))
-        return list(dict.fromkeys(f.action for f in self.faults if f.point == point and f.selector.fits(hit)))
+        found = self._actions.get((point, entity, trigger))
+        if found is None:
+            hit = Hit(point=point, entity=entity, trigger=trigger, trace=(point, trigger))
+            fitting = [fault.action for fault in self.faults if fault.point == point and fault.selector.fits(hit)]
+            found = self._actions[point, entity, trigger] = list(dict.fromkeys(fitting))
+        return found

@@ -105,7 +105,7 @@ class Moves:
         """Whether a process may still end: then nothing is local, since it may end before or behind it."""
         spent = state.spent
         left = spent.crashes < self._bounds.crashes and spent.faults < self._bounds.faults
-        return left and any(fault.point == "node.run" for fault in self._menu.faults)
+        return left and self._menu.may_crash
 
     # -- messages ------------------------------------------------------------------------------------------------------
 

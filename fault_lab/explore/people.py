@@ -49,6 +49,10 @@ class People:
         self._in_order = bounds.preemptions is not None
         self.desks = [Desks(list(each.policies)) for each in self._cast.controllers]
         self._decisions: Interned[Decided] = Interned()
+        #: What messages mean, as it is asked for again and again.
+        self._texts: dict[Message, str] = {}
+        self._links: dict[Message, tuple[str, str]] = {}
+        self._requests: dict[Message, Request] = {}
         self._decision_pieces: dict[int, tuple[int, int]] = {}
         self._desk_pieces: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -74,6 +78,12 @@ class People:
 
     def link(self, message: Message) -> tuple[str, str]:
         """The link of a message and its trigger there, as the simulator names them."""
+        found = self._links.get(message)
+        if found is None:
+            found = self._links[message] = self._link(message)
+        return found
+
+    def _link(self, message: Message) -> tuple[str, str]:
         host = self._cast.host.name
         match message.kind:
             case "submit" | "wait":
@@ -94,6 +104,12 @@ class People:
 
     def text(self, message: Message) -> str:
         """What arrives, for people: who it arrives at, and what it says."""
+        found = self._texts.get(message)
+        if found is None:
+            found = self._texts[message] = self._text(message)
+        return found
+
+    def _text(self, message: Message) -> str:
         host = self._cast.host.name
         late = "" if message.fresh or message.kind == "decide" else " (a late copy)"
         match message.kind:
@@ -120,6 +136,13 @@ class People:
 
     def request(self, message: Message) -> Request:
         """What a message to the host asks for."""
+        message = message._replace(fresh=True)
+        found = self._requests.get(message)
+        if found is None:
+            found = self._requests[message] = self._request(message)
+        return found
+
+    def _request(self, message: Message) -> Request:
         match message.kind:
             case "open":
                 return Open(message.who, message.life)

@@ -250,6 +250,14 @@ class Turn:
         record = state.exits.get(name) or state.resolved_exits[name]
         return replace(wire.exit_view(state, record), update_revision=self.changes.get(name, 0), expires_in_s=None)
 
+    def next_due(self) -> str:
+        """What the first deadline of an exit is: "retry", "deadline", or "" for none."""
+        exits = [each for each in self.machine.state.exits.values() if each.deadline_ns is not None]
+        if not exits:
+            return ""
+        first = min(exits, key=lambda each: each.deadline_ns or 0)
+        return "retry" if first.retry_ns is not None else "deadline"
+
     def ended_sessions(self) -> set[tuple[int, int]]:
         """(VM, life) of the sessions that are no more."""
         there = self.machine.state.sessions
