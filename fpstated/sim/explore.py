@@ -76,7 +76,7 @@ def explore(
 def _report(plan: str, explored: Explored, output: Path | None, *, as_json: bool) -> None:
     left_out = explored.world.menu.left_out
     if left_out:
-        say("explore", f"not explored, since a small world has no such point: {', '.join(left_out)}")
+        say("explore", "sim", f"not explored, since a small world has no such point: {', '.join(left_out)}")
     told: list[dict[str, Any]] = []
     for nr, found in enumerate(explored.violations):
         steps = explored.steps_to(found)

@@ -78,3 +78,13 @@ def test_words_that_cannot_be_right() -> None:
     result = CliRunner().invoke(sim, ["explore", str(HERE / "tiny.yaml"), "--liveness"])
     assert result.exit_code == 2
     assert "--liveness: expected --no-symmetry with it" in result.stderr
+
+
+def test_what_is_not_explored_is_named(tmp_path: Path) -> None:
+    """A fault at a point that a small world does not have is left out, and said to be."""
+    plan = tmp_path / "disk.yaml"
+    text = (HERE / "tiny.yaml").read_text(encoding="utf-8")
+    plan.write_text(f"{text}  - {{name: disk-full, point: journal.write, action: ENOSPC}}\n", encoding="utf-8")
+    result = CliRunner().invoke(sim, ["explore", str(plan), "--faults", "0"])
+    assert result.exit_code == 0
+    assert result.stderr == ("fpstated sim explore: not explored, since a small world has no such point: disk-full\n")
