@@ -22,7 +22,7 @@ from fault_lab.explore.requests import Message
 from fault_lab.explore.search import Found, Space
 from fault_lab.explore.state import State
 from fault_lab.injection.action import Action, Delay
-from fault_lab.sim.faults import Fired
+from fault_lab.plan.numbered import Fired
 from fault_lab.sim.run import RunResult, simulate
 from fault_lab.sim.schedule import as_schedule
 from fault_lab.sim.shrink import ddmin

@@ -9,7 +9,8 @@ from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault
-from fault_lab.sim.faults import Fired, WorldFaults
+from fault_lab.plan.numbered import Fired
+from fault_lab.sim.faults import WorldFaults
 from fault_lab.sim.rules import Violation
 from fault_lab.sim.world import World
 
