@@ -39,6 +39,8 @@ class Cast:
             raise ExploreError(f"topology.hosts: expected one host to explore, got {len(there.hosts)}")
         if plan.schedule.hits:
             raise ExploreError("schedule: expected none, since every placement of faults is explored")
+        if plan.workload.tasks:
+            raise ExploreError("workload.tasks: expected none to explore, since tasks of their own are not")
         vcpus = []
         for nr, vm in enumerate(there.vms):
             for index in range(vm.vcpus or 1):

@@ -109,6 +109,7 @@ class Hosts:
                 c.CreateVm(
                     vm_id=vm.name,
                     profile=vm.profile,
+                    cpuid_dump=vm.cpuid_dump,
                     allocation_policy=vm.allocation_policy or "on_swap",
                     byte_limit=vm.byte_limit if vm.HasField("byte_limit") else None,
                     labels=dict(vm.labels),
