@@ -52,6 +52,7 @@ EVERYTHING = ("fpstated", "fpu_core", "host_agent", "guest_agent", "vmm_controll
 #: The parts of the lab that have a rule of their own.
 LAB = (
     "fault_lab.campaign",
+    "fault_lab.explore",
     "fault_lab.injection",
     "fault_lab.linear",
     "fault_lab.live",
@@ -113,6 +114,12 @@ RULES = (
                "host_agent.service", "guest_agent", "vmm_controller", "vmm_controller.policy",
                "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear"),
          third_party=WIRE, pure=True),
+    # Every order of a small world: the same machine, policies, scripts and rules, and states in place of tasks.
+    Rule(package="fault_lab.explore",
+         ours=("fpstate", "fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal", "guest_agent",
+               "vmm_controller", "vmm_controller.policy", "fault_lab.injection", "fault_lab.wire", "fault_lab.plan",
+               "fault_lab.sim"),
+         pure=True),
     # Searches: which runs of the virtual-time world are made.
     Rule(package="fault_lab.search",
          ours=("fpstate", "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),

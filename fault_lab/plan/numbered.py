@@ -59,6 +59,10 @@ class NumberedFaults:
         """Whether a fault is armed in this phase."""
         return fault in self._run.table.armed
 
+    def count(self, point: str, entity: str) -> int:
+        """How often somebody has hit a point."""
+        return self._counts[point, entity]
+
     def enter(self, phase: str) -> None:
         """A phase begins: what is not of it is disarmed, what is of it is armed as it was left."""
         self.phase = phase

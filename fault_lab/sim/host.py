@@ -49,7 +49,7 @@ class HostNode(Node):
         super().__init__(world, planned.name)
         self.ephemeral = planned.ephemeral
         self.journal = ModelledJournal(self, seed)
-        self._config = _config(planned)
+        self._config = host_config(planned)
         self.machine = HostMachine(self._config)
         self.service = Service(self)
         self.plays = plays_of(world.plan, self.name, seed)
@@ -303,7 +303,8 @@ class HostNode(Node):
                 go_on()
 
 
-def _config(planned: plan_pb2.PlannedHost) -> HostConfig:
+def host_config(planned: plan_pb2.PlannedHost) -> HostConfig:
+    """What a planned host is started with."""
     standard = HostConfig()
     return HostConfig(
         host=planned.name,

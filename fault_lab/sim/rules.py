@@ -304,6 +304,10 @@ class Rules:
         if report.outcome is Ending.MISMATCH:
             self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {report.reason}")
 
+    def heard_through(self, uid: str) -> int:
+        """The highest number of a vCPU, by its uid, whose outcome its agent knows; 0 for none."""
+        return self._heard.get(uid, 0)
+
     def rejected(self, guest: GuestNode, vcpu: str, refusal: Refusal) -> None:
         """A script's event was found to be a mistake."""
         if refusal.reason == "INTERNAL_INVARIANT":

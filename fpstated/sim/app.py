@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fpstated.sim.check import check
+from fpstated.sim.explore import explore
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.shrink import shrink
@@ -20,3 +21,4 @@ sim.command()(run)
 sim.command()(replay)
 sim.command()(shrink)
 sim.command()(check)
+sim.command()(explore)

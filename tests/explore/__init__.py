@@ -1,0 +1,1 @@
+"""The bounded exhaustive search: see docs/exhaustive.md."""
