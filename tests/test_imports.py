@@ -125,9 +125,12 @@ RULES = (
     Rule(package="fault_lab.live",
          ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
          third_party=(*WIRE, "hpack")),
+    # Pictures of what was recorded: text in, text out.
+    Rule(package="fault_lab.pictures",
+         ours=("fault_lab.injection", "fault_lab.sim", "fpu_core", "host_agent"), pure=True),
     # What authors of tests import.
     Rule(package="fault_lab",
-         ours=(*EVERYTHING, *LAB),
+         ours=(*EVERYTHING, *LAB, "fault_lab.pictures"),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -136,7 +139,7 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fpstated.link", *LAB),
+               "fault_lab.pictures", "fpstated.link", *LAB),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on

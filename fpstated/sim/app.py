@@ -8,6 +8,7 @@ from fpstated.sim.check import check
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.shrink import shrink
+from fpstated.sim.timeline import timeline
 
 sim = typer.Typer(
     help="The simulated world: a plan on a virtual clock, checked after every step.",
@@ -20,3 +21,4 @@ sim.command()(run)
 sim.command()(replay)
 sim.command()(shrink)
 sim.command()(check)
+sim.command()(timeline)
