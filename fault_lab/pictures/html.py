@@ -29,6 +29,16 @@ def embedded(data: object) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=True).translate(_AS_ESCAPES)
 
 
+def tag(name: str, text: str = "", *, inside: str = "", **attributes: str | int) -> str:
+    """One element: ``text`` and the attributes are escaped, ``inside`` is markup. ``class_``: class."""
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+        if value
+    )
+    return f"<{name}{said}>{html.escape(text)}{inside}</{name}>"
+
+
 def page(title: str, *, body: str, styles: tuple[str, ...], scripts: tuple[str, ...] = (), data: object = None) -> str:
     """Put a page together. ``body`` is markup; ``styles`` and ``scripts`` are names of assets."""
     style = "".join(asset(name) for name in styles)
