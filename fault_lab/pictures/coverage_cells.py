@@ -1,4 +1,4 @@
-"""The cells of a coverage matrix: which there are for a plan, and which cannot be reached by nature, with the reason."""
+"""The cells of a coverage matrix: which there are for a plan, and why some cannot be reached by nature."""
 
 from __future__ import annotations
 

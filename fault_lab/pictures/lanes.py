@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fault_lab.pictures.recording import Record, Recording
 from fault_lab.pictures.words import short
 
-_VCPU = re.compile(r"^(vms/[^/]+)/vcpus/(\d+)$")
+_VCPU = re.compile(r"^(vms/[^/]+)/vcpus/([0-9]+)$")
 #: The letters of the lanes in the founding mail; a vCPU is its guest's.
 LETTERS = {"controller": "U", "host": "H", "guest": "G", "vcpu": "G"}
 
@@ -74,12 +74,18 @@ class Lanes:
 
     def ends(self, message: Record) -> tuple[str, str]:
         """Where a message comes from and goes to: of a guest's call that is a vCPU's, the vCPU."""
-        source, _, to = message.text("link").partition("->")
+        source, to = self.nodes(message)
         process = self._calls.get(message.number("call"), "")
         mine = _VCPU.match(process)
         if mine is None:
             return source, to
         return process if source == mine[1] else source, process if to == mine[1] else to
+
+    @staticmethod
+    def nodes(message: Record) -> tuple[str, str]:
+        """The nodes that a message goes between."""
+        source, _, to = message.text("link").partition("->")
+        return source, to
 
     def _entity(self, entity: str) -> str:
         if entity in self._index:
@@ -128,4 +134,7 @@ def _guess(record: Record) -> str:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """vcpus/10 comes behind vcpus/9."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (1, int(part), "") if part[:1].isdecimal() and part.isascii() else (0, 0, part)
+        for part in re.split(r"([0-9]+)", name)
+    ]

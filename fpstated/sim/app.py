@@ -6,6 +6,8 @@ import typer
 
 from fpstated.sim.check import check
 from fpstated.sim.coverage import coverage
+from fpstated.sim.explorer import explorer
+from fpstated.sim.perfetto import perfetto
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.shrink import shrink
@@ -24,3 +26,5 @@ sim.command()(shrink)
 sim.command()(check)
 sim.command()(timeline)
 sim.command()(coverage)
+sim.command()(explorer)
+sim.command()(perfetto)
