@@ -74,6 +74,7 @@ class Timeline:
 
     def values(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
+        strips = list(self._strips())
         return {
             "title": title(self._recording),
             "window": self._window.text,
@@ -89,7 +90,8 @@ class Timeline:
             "bands": list(self._bands()),
             "calls": list(self._calls()),
             "phases": list(self._phases()),
-            "strips": list(self._strips()),
+            "strips": strips,
+            "mostBytes": max((step["bytes"] for strip in strips for step in strip["steps"]), default=0),
         }
 
     def _record(self, record: Record) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class Timeline:
         cause = self._recording.records[record.cause] if record.cause >= 0 else None
         if cause is not None and cause.n >= self._window.first and cause.t == sent:
             return self.scale.of(cause)
-        return self.scale.at(sent)
+        return min(self.scale.at(sent), self.scale.of(record))
 
     # -- what lasts ----------------------------------------------------------------------------------------------------
 
@@ -220,7 +222,7 @@ class Timeline:
                     so_far.clear()
                 so_far.append(step)
         for vcpu, found in steps.items():
-            yield {"l": self.lanes.index(vcpu), "steps": found, "most": max(step["bytes"] for step in found)}
+            yield {"l": self.lanes.index(vcpu), "steps": found}
 
 
 #: What a record of a node begins: key, then kind and text of the band, or None where something ends.

@@ -36,7 +36,7 @@ def action_words(text: str) -> str:
     said = [
         f"{ms(int(value)).removesuffix('.000')} ms"
         for name, value in values.items()
-        if name in {"for_ns", "min_ns", "restart_ns"}
+        if name in {"for_ns", "min_ns", "restart_ns"} and value != "0"
     ]
     said += [f"{value}x" for name, value in values.items() if name in {"copies", "depth"}]
     return " ".join([kind.lower(), *said[:1]])

@@ -35,7 +35,7 @@ const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 function cell(row, tag, name, value, before, known) {
   const changed = known && !same(value, before);
   const box = put(row, tag, changed ? { class: "changed" } : {}, shown(name, value));
-  if (changed) put(box, "span", { class: "was" }, before === undefined ? "not there" : shown(name, before));
+  if (changed) put(box, "span", { class: "was" }, `was ${before === undefined ? "not there" : shown(name, before)}`);
 }
 const ofObjects = (value) => Array.isArray(value) && value.length > 0 && value.every((each) => each !== null && typeof each === "object" && !Array.isArray(each));
 function summary(box, node, before) {

@@ -23,7 +23,7 @@ const px = (x, t) => (state.byTime ? 24 + ((Math.max(t, t0) - t0) / span) * time
 const timeWidth = () => Math.max(200, $("chart").clientWidth - $("labels").offsetWidth - 60) * state.zoom;
 const width = () => Math.ceil(state.byTime ? timeWidth() + 60 : data.width * state.zoom);
 const xOf = (record) => px(record.x, record.t);
-const ms = (t) => (t / 1e6).toFixed(3).replace(/\B(?=(\d{3})+(?=\.))/g, ",");
+const ms = (t) => (Math.floor(t / 1e3) / 1e3).toFixed(3).replace(/\B(?=(\d{3})+(?=\.))/g, ",");
 
 // -- drawing ----------------------------------------------------------------------------------------------------------
 const svg = $("lanes"), axis = $("axis");
@@ -108,7 +108,7 @@ function drawCall(group, call) {
   if (call.n >= first) part(call.n, bar);
 }
 function drawStrip(group, strip) {
-  const top = tops[strip.l] + LANE, bottom = top + STRIP - 3, tall = STRIP - 18, most = strip.most || 1;
+  const top = tops[strip.l] + LANE, bottom = top + STRIP - 3, tall = STRIP - 18, most = data.mostBytes || 1;
   strip.steps.forEach((step, nr) => {
     const after = strip.steps[nr + 1], x0 = px(step.x, step.t);
     const x1 = after ? px(after.x, after.t) : width();
@@ -171,7 +171,7 @@ function drawTexts(group) {
     return true;
   };
   const place = (record, text, rows, kind) => {
-    const x = xOf(record) + 8, x1 = x + 6.3 * text.length + 6;
+    const x = xOf(record) + 8, x1 = x + (kind === "soft" ? 6.3 : 7) * text.length + 6;
     for (const [row, y] of rows) {
       if (!take(`${record.l}/${row}`, x, x1)) continue;
       part(record.n, put(group, "text", { x, y, class: `mark-text ${kind}` }, text));

@@ -129,7 +129,7 @@ function head() {
     put(box, "small", {}, lane.kind === "vcpu" ? "vCPU" : lane.kind);
     if (!strip) continue;
     put(box, "div", { class: "strip-label", style: `top:${LANE}px` }, "XFD");
-    put(box, "div", { class: "strip-label", style: `top:${LANE + 16}px` }, `fpstate, 0 to ${strip.most.toLocaleString("en")} B`);
+    put(box, "div", { class: "strip-label", style: `top:${LANE + 16}px` }, `fpstate, 0 to ${data.mostBytes.toLocaleString("en")} B`);
   }
 }
 // Paper shows what the screen shows.
