@@ -129,6 +129,7 @@ RULES = (
     Rule(package="fault_lab.pictures",
          ours=("fault_lab.injection", "fault_lab.sim", "fpu_core", "host_agent"), pure=True),
     # What authors of tests import.
+    # The same plans on real processes, and what authors of tests import.
     Rule(package="fault_lab",
          ours=(*EVERYTHING, *LAB, "fault_lab.pictures"),
          third_party=(*WIRE, "pytest", "hypothesis")),

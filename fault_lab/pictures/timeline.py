@@ -25,6 +25,8 @@ _MOST: Final = 110
 #: Time up to which two records count as one moment.
 _MOMENT_NS: Final = 20_000
 _MARGIN: Final = 24
+#: Room for what stands beside the last record.
+_LAST_LABEL: Final = 200
 
 
 class Scale:
@@ -44,7 +46,7 @@ class Scale:
             self._times.append(record.t)
             self._xs.append(round(x, 1))
             last = record
-        self.width = round(x + _MARGIN)
+        self.width = round(x + _LAST_LABEL)
 
     def of(self, record: Record) -> float:
         """Where a record stands."""
@@ -136,7 +138,7 @@ class Timeline:
     # -- what lasts ----------------------------------------------------------------------------------------------------
 
     def _band(self, lane: str, kind: str, text: str, begin: Record, end: tuple[int, float] | None) -> dict[str, Any]:
-        t1, x1 = end if end is not None else (self._end, float(self.scale.width))
+        t1, x1 = end if end is not None else (self._end, self.scale.at(self._end))
         inside = begin.n >= self._window.first
         return {
             "l": self.lanes.index(lane),

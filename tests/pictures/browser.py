@@ -1,4 +1,4 @@
-"""A real headless Chromium for the tests of pages: one for all of them, without a network, with a profile of its own."""
+"""A real headless Chromium for the tests of pages: one for all, without a network, with a profile of its own."""
 
 from __future__ import annotations
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from fpstated.sim.app import sim as app
 from tests.pictures.graphs import graph_text
 from tests.pictures.runs import recorded
-from tests.sim.test_command import FIRST, sim
+
+FIRST = str(Path(__file__).parent.parent / "sim" / "first.yaml")
+
+
+def sim(*words: str, status: int = 0) -> tuple[str, str]:
+    """Run the command; return its output and its errors."""
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == status, done.output
+    return done.stdout, done.stderr
 
 
 def test_every_picture_of_a_run(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ for (const record of data.records) {
   if (!children.has(record.c)) children.set(record.c, []);
   children.get(record.c).push(record.n);
 }
-const state = { zoom: 1, byTime: false, here: null, pin: null, words: [], parts: [] };
+const state = { zoom: 1, byTime: false, here: null, pin: null, words: [], parts: [], room: 800 };
 
 // -- positions --------------------------------------------------------------------------------------------------------
 const t0 = data.records[0].t, span = Math.max(1, data.records.at(-1).t - t0);
 const px = (x, t) => (state.byTime ? 24 + ((Math.max(t, t0) - t0) / span) * timeWidth() : x * state.zoom);
-const timeWidth = () => Math.max(200, $("chart").clientWidth - $("labels").offsetWidth - 60) * state.zoom;
+const timeWidth = () => state.room * state.zoom;
 const width = () => Math.ceil(state.byTime ? timeWidth() + 60 : data.width * state.zoom);
+const theEnd = () => xOf(data.records.at(-1));
 const xOf = (record) => px(record.x, record.t);
 const ms = (t) => (Math.floor(t / 1e3) / 1e3).toFixed(3).replace(/\B(?=(\d{3})+(?=\.))/g, ",");
 
@@ -35,6 +36,7 @@ function part(n, element) {
 }
 function draw() {
   state.parts = [];
+  state.room = Math.max(200, $("chart").clientWidth - $("labels").offsetWidth - 60);  // asked once: a layout each time
   svg.replaceChildren(); axis.replaceChildren();
   for (const each of [svg, axis]) each.setAttribute("width", width());
   svg.setAttribute("height", height); axis.setAttribute("height", AXIS);
@@ -52,6 +54,7 @@ function draw() {
   data.records.forEach((record) => drawMark(marks, record));
   drawTexts(texts);
   state.ring = put(svg, "rect", { class: "ring", width: 0, height: 0, rx: 4 });
+  svg.classList.toggle("far", width() / data.records.length < 7);  // an overview: messages and calls step back
   decorate();
 }
 function drawAxis() {
@@ -111,13 +114,15 @@ function drawStrip(group, strip) {
   const top = tops[strip.l] + LANE, bottom = top + STRIP - 3, tall = STRIP - 18, most = data.mostBytes || 1;
   strip.steps.forEach((step, nr) => {
     const after = strip.steps[nr + 1], x0 = px(step.x, step.t);
-    const x1 = after ? px(after.x, after.t) : width();
+    const x1 = after ? px(after.x, after.t) : theEnd();
     const high = (step.bytes / most) * tall;
     const size = put(group, "rect", { x: x0, y: bottom - high, width: Math.max(0.5, x1 - x0), height: high, class: "size" });
     put(size, "title", {}, `fpstate ${step.bytes} bytes from ${ms(step.t)} ms`);
     if (step.armed) put(group, "rect", { x: x0, y: top + 1, width: Math.max(0.5, x1 - x0), height: 11, class: "xfd" });
     if (step.n >= first) part(step.n, size);
   });
+  const outline = constant(strip.steps, (step) => step.bytes).map(([step, x1]) => `M${px(step.x, step.t)},${bottom} V${bottom - (step.bytes / most) * tall} H${x1} V${bottom}`);
+  put(group, "path", { d: outline.join(" "), class: "size-line" });
   constant(strip.steps, (step) => step.xfd).forEach(([step, x1]) => repeat(group, px(step.x, step.t), x1, top + 11, step.xfd, "mono"));
   constant(strip.steps, (step) => step.bytes).forEach(([step, x1]) => repeat(group, px(step.x, step.t), x1, bottom - 3, `${step.bytes.toLocaleString("en")} B`, "mono"));
 }
@@ -125,7 +130,7 @@ function drawStrip(group, strip) {
 function constant(steps, value) {
   const runs = [];
   for (const step of steps) if (!runs.length || value(runs.at(-1)) !== value(step)) runs.push(step);
-  return runs.map((step, nr) => [step, nr + 1 < runs.length ? px(runs[nr + 1].x, runs[nr + 1].t) : width()]);
+  return runs.map((step, nr) => [step, nr + 1 < runs.length ? px(runs[nr + 1].x, runs[nr + 1].t) : theEnd()]);
 }
 // What holds for long says so again and again, so that it can be read wherever one looks.
 function repeat(group, x0, x1, y, text, kind) {

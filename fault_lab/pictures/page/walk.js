@@ -66,7 +66,7 @@ function cross(by) {
 }
 function zoom(to) {
   const chart = $("chart"), middle_ = chart.scrollLeft + (chart.clientWidth - $("labels").offsetWidth) / 2, was = width();
-  state.zoom = Math.min(20, Math.max(0.02, to));
+  state.zoom = Math.min(20, Math.max(0.001, to));
   draw();
   chart.scrollLeft += middle_ * (width() / was - 1);
   if (state.here !== null) reveal(at(state.here));
