@@ -17,8 +17,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from fault_lab.pictures.calls import ENDS, calls
 from fault_lab.pictures.lanes import Lanes
-from fault_lab.pictures.recording import ENDS, Record, Recording
+from fault_lab.pictures.recording import Record, Recording
 from fault_lab.pictures.timeline import label, title
 from fault_lab.pictures.words import sentence, short
 from fpu_core.xfeature import format_mask
@@ -96,25 +97,18 @@ class _Trace:
     # -- what lasts ----------------------------------------------------------------------------------------------------
 
     def _calls(self) -> Iterator[Event]:
-        under_way: dict[int, Record] = {}
-        for record in self._recording.records:
-            if record.type == "invoke":
-                under_way[record.number("call")] = record
-            elif record.type in ENDS and record.number("call") in under_way:
-                begin = under_way.pop(record.number("call"))
-                yield from self._call(begin, record.t, record.type, record.text("value"))
-        for begin in under_way.values():
-            yield from self._call(begin, self._ends_ns, "open", "")
-
-    def _call(self, begin: Record, end_ns: int, came_to: str, reply: str) -> Iterator[Event]:
-        process = begin.text("process")
-        args = {"request": begin.text("value"), "came to": came_to, "reply": reply, "record": begin.n}
-        event = {"name": begin.text("f"), "cat": "call", **self._track(process), "ts": _us(begin.t)}
-        if "/vcpus/" in process:
-            yield {"ph": "X", **event, "dur": _us(end_ns - begin.t), "args": args}
-            return
-        yield {"ph": "b", **event, "id": begin.number("call"), "args": args}
-        yield {"ph": "e", **event, "ts": _us(end_ns), "id": begin.number("call")}
+        for begin, end in calls(self._recording.records):
+            process = begin.text("process")
+            end_ns = end.t if end is not None else self._ends_ns
+            came_to = end.type if end is not None and end.type in ENDS else "open"
+            reply = end.text("value") if end is not None else ""
+            args = {"request": begin.text("value"), "came to": came_to, "reply": reply, "record": begin.n}
+            event = {"name": begin.text("f"), "cat": "call", **self._track(process), "ts": _us(begin.t)}
+            if "/vcpus/" in process:
+                yield {"ph": "X", **event, "dur": _us(end_ns - begin.t), "args": args}
+            else:
+                yield {"ph": "b", **event, "id": begin.number("call"), "args": args}
+                yield {"ph": "e", **event, "ts": _us(end_ns), "id": begin.number("call")}
 
     def _states(self) -> Iterator[Event]:
         """The states of vCPUs, and the sizes of their containers."""

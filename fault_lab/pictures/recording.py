@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: What a call came to.
-ENDS: Final = ("ok", "fail", "info")
 _NS_MAX: Final = 1 << 62
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from math import log2
 from typing import Any, Final
 
+from fault_lab.pictures.calls import DOWN, ENDS, calls
 from fault_lab.pictures.lanes import LETTERS, Lanes
-from fault_lab.pictures.recording import ENDS, Record, Recording
+from fault_lab.pictures.recording import Record, Recording
 from fault_lab.pictures.window import Window
 from fault_lab.pictures.words import action_words, ms, sentence, short
 from fpu_core.xfeature import format_mask
@@ -182,19 +183,11 @@ class Timeline:
 
     def _calls(self) -> Iterator[dict[str, Any]]:
         """Calls of vCPUs as bars: from where they were made to where their end was heard."""
-        under_way: dict[int, Record] = {}
-        for record in self._recording.records[: self._window.last + 1]:
-            if record.type == "invoke":
-                under_way[record.number("call")] = record
-            elif record.type in ENDS and record.number("call") in under_way:
-                begin = under_way.pop(record.number("call"))
-                if record.n >= self._window.first:
-                    yield self._call(begin, self._until(record), record.type)
-        for begin in under_way.values():
-            yield self._call(begin, None, "open")
-
-    def _call(self, begin: Record, end: tuple[int, float] | None, ended: str) -> dict[str, Any]:
-        return self._band(begin.text("process"), ended, begin.text("f"), begin, end)
+        for begin, end in calls(self._recording.records[: self._window.last + 1]):
+            if end is None or end.n >= self._window.first:
+                came_to = end.type if end is not None and end.type in ENDS else "open"
+                until = self._until(end) if end is not None else None
+                yield self._band(begin.text("process"), came_to, begin.text("f"), begin, until)
 
     def _phases(self) -> Iterator[dict[str, Any]]:
         phases = [each for each in self._recording.records[: self._window.last + 1] if each.type == "phase"]
@@ -229,13 +222,12 @@ class Timeline:
 
 #: What a record of a node begins: key, then kind and text of the band, or None where something ends.
 _Begins = tuple[tuple[str, str], tuple[str, str] | None]
-_DOWN: Final = frozenset({"killed", "ended", "fenced", "refused", "journal failed"})
 
 
 def _lasting(record: Record) -> Iterator[_Begins]:
     text = record.text
     match record.type:
-        case "node" if text("state") in _DOWN:
+        case "node" if text("state") in DOWN:
             yield (text("node"), "down"), ("down", f"down: {text('state')}")
         case "node" if text("state") == "started":
             yield (text("node"), "down"), None
@@ -261,7 +253,7 @@ def mark(record: Record) -> str:
     state = record.text("state")
     match record.type:
         case "node":
-            return {"started": "up", "recovered": "up"}.get(state, "down" if state in _DOWN else "node")
+            return {"started": "up", "recovered": "up"}.get(state, "down" if state in DOWN else "node")
         case "exit":
             return "settled" if state in {"resolved", "cancelled"} else "exit"
         case "message":

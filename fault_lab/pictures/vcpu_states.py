@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fault_lab.pictures.calls import DOWN
 from fault_lab.pictures.recording import Record
 
 NO_VCPU: Final = "no vCPU"
@@ -27,7 +28,6 @@ STATES: Final = {
     "broken": "our own bug",
     HOST_DOWN: "its host agent has ended and is not back yet",
 }
-_ENDED: Final = frozenset({"killed", "ended", "journal failed"})
 
 
 def planned_vcpus(plan: Any) -> dict[str, str]:  # noqa: ANN401 -- a plan as JSON
@@ -60,7 +60,7 @@ class VcpuStates:
                 self._exits[record.text("exit").rpartition("/exits/")[0]] = state, record.number("generation")
             case "node" if state == "started":
                 self._down.discard(record.text("node"))
-            case "node" if state in _ENDED:
+            case "node" if state in DOWN:
                 self._down.add(record.text("node"))
             case _:
                 pass

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from fault_lab.pictures.calls import calls
 from fault_lab.pictures.html import embedded
 from fault_lab.pictures.lamport import lamport_svg
 from fault_lab.pictures.lanes import Lanes
@@ -104,6 +105,19 @@ def test_every_record_has_its_place(name: str) -> None:
     nodes = [record.text("state") for record in run.records if record.type == "node"]
     downs = sum(state in {"killed", "ended", "fenced", "refused"} for state in nodes)
     assert sum(band["kind"] == "down" for band in values["bands"]) == downs
+
+
+@pytest.mark.parametrize("text", [recorded("storm", 3), violated()], ids=["storm", "violated"])
+def test_a_vcpu_has_one_call_at_a_time(text: str) -> None:
+    """A call whose process has ended is over with it: its bar does not lie under those of the next process."""
+    last: dict[str, int] = {}
+    run = read_recording(text)
+    for begin, end in sorted(calls(run.records), key=lambda pair: pair[0].n):
+        process = begin.text("process")
+        if "/vcpus/" in process:
+            assert last.get(process, -1) < begin.n
+            last[process] = end.n if end is not None else len(run.records)
+    assert last
 
 
 def test_a_part_of_a_run_knows_what_was_before() -> None:
