@@ -11,8 +11,9 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from fault_lab.pictures.lanes import LETTERS
+from fault_lab.pictures.marks import mark
 from fault_lab.pictures.recording import Record, Recording
-from fault_lab.pictures.timeline import Timeline, mark
+from fault_lab.pictures.timeline import Timeline
 from fault_lab.pictures.window import STILL_RECORDS, choose
 from fault_lab.pictures.words import ms, sentence
 

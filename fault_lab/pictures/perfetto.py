@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from fault_lab.pictures.calls import ENDS, calls
 from fault_lab.pictures.lanes import Lanes
+from fault_lab.pictures.marks import label, title
 from fault_lab.pictures.recording import Record, Recording
-from fault_lab.pictures.timeline import label, title
 from fault_lab.pictures.words import sentence, short
 from fpu_core.xfeature import format_mask
 

@@ -12,10 +12,12 @@ from math import log2
 from typing import Any, Final
 
 from fault_lab.pictures.calls import DOWN, ENDS, calls
+from fault_lab.pictures.fault_windows import fault_windows
 from fault_lab.pictures.lanes import LETTERS, Lanes
+from fault_lab.pictures.marks import label, mark, message_kind, title
 from fault_lab.pictures.recording import Record, Recording
 from fault_lab.pictures.window import Window
-from fault_lab.pictures.words import action_words, ms, sentence, short
+from fault_lab.pictures.words import sentence, short
 from fpu_core.xfeature import format_mask
 
 #: Pixels between two records: at one moment in one lane, in different lanes, per doubling of the time, at most.
@@ -93,6 +95,7 @@ class Timeline:
             "bands": list(self._bands()),
             "calls": list(self._calls()),
             "phases": list(self._phases()),
+            "windows": list(self._windows()),
             "strips": strips,
             "mostBytes": max((step["bytes"] for strip in strips for step in strip["steps"]), default=0),
         }
@@ -127,7 +130,7 @@ class Timeline:
                 "x0": self._sent_x(record, sent),
                 "t0": sent,
                 "lost": lost,
-                "kind": _kind_of_message(record.text("what")),
+                "kind": message_kind(record.text("what")),
             }
 
     def _sent_x(self, record: Record, sent: int) -> float:
@@ -197,6 +200,13 @@ class Timeline:
             if band["x1"] > 0:
                 yield band
 
+    def _windows(self) -> Iterator[dict[str, Any]]:
+        begin = self.shown[0].t
+        for name, opens, closes in fault_windows(self._recording):
+            t0, t1 = max(opens, begin), min(closes, self._end)
+            if t0 < t1:
+                yield {"text": name, "t0": t0, "t1": t1, "x0": self.scale.at(t0), "x1": self.scale.at(t1)}
+
     def _strips(self) -> Iterator[dict[str, Any]]:
         """XFD and the size of each vCPU's container, at every change."""
         steps: dict[str, list[dict[str, Any]]] = {}
@@ -240,61 +250,3 @@ def _lasting(record: Record) -> Iterator[_Begins]:
             yield (source, text("link")), ("held", f"to {short(to)} held: {text('fault')}") if held else None
         case _:
             pass
-
-
-def _kind_of_message(what: str) -> str:
-    if "broken" in what:
-        return "broken"
-    return "request" if what.endswith("request") else "reply" if what.endswith("reply") else "stream"
-
-
-def mark(record: Record) -> str:
-    """The shape that stands for a record."""
-    state = record.text("state")
-    match record.type:
-        case "node":
-            return {"started": "up", "recovered": "up"}.get(state, "down" if state in DOWN else "node")
-        case "exit":
-            return "settled" if state in {"resolved", "cancelled"} else "exit"
-        case "message":
-            return "lost" if record.text("lost") else "arrived"
-        case kind:
-            return kind
-
-
-def label(record: Record) -> str:
-    """What stands beside the mark where there is room; empty for marks that say enough."""
-    text = record.text
-    match record.type:
-        case "exit":
-            if text("state") == "open":
-                return f"exit {text('exit').rpartition('/')[2]} g{text('generation')} {text('exit_cause')}"
-            return f"{text('state')} {text('decision')}".rstrip()
-        case "decision":
-            return f"{text('kind')} {short(text('exit').rpartition('/exits/')[0])} g{text('generation')}"
-        case "fault":
-            return f"{text('fault')}: {action_words(text('action'))}"
-        case "node" | "guest":
-            return text("state")
-        case "violation":
-            return text("check")
-        case _:
-            return ""
-
-
-def title(recording: Recording) -> dict[str, str]:
-    """What stands above every picture of a run."""
-    head, certificate = recording.head, recording.certificate
-    plan = recording.plan
-    last = recording.records[-1]
-    violation = recording.violation
-    verdict = f"violation of {violation.text('check')}" if violation is not None else certificate.get("verdict", "")
-    return {
-        "name": str(plan.get("name") or "run"),
-        "description": str(plan.get("description") or ""),
-        "kind": "live run" if recording.live else f"simulated run, rules sim {head.get('sim')}",
-        "seed": str(head.get("seed", "")),
-        "verdict": str(verdict or "unknown"),
-        "ends": f"{ms(last.t)} ms",
-        "digest": str(certificate.get("history_sha256", "")),
-    }

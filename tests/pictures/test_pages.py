@@ -174,6 +174,21 @@ def test_a_violation_is_jumped_to(browser: Browser, tmp_path: Path) -> None:
     assert browser.errors() == []
 
 
+def test_a_partition_is_shaded(browser: Browser, tmp_path: Path) -> None:
+    """Both windows of the plan lie over all lanes and say whose they are; paper gets what the screen shows."""
+    show(browser, tmp_path, timeline_page(read_recording(recorded("cut-off"))))
+    assert browser.js("document.querySelectorAll('#lanes .window').length") == 2
+    names = browser.js("[...new Set([...document.querySelectorAll('.window-name')].map(e => e.textContent))]")
+    assert names == ["deaf can fire", "cut can fire"]
+    assert browser.js("document.querySelectorAll('#lanes .band.held').length") > 0
+    browser.press(HOME, RIGHT * 20)
+    browser.js("dispatchEvent(new Event('beforeprint'))")
+    assert browser.js("+document.getElementById('lanes').getAttribute('width') < innerWidth")
+    browser.js("dispatchEvent(new Event('afterprint'))")
+    assert browser.js("document.getElementById('lanes').getAttribute('viewBox')") is None
+    assert browser.errors() == []
+
+
 def test_a_storm_is_drawn(browser: Browser, tmp_path: Path) -> None:
     """Down, stopped, parked, lost messages: all of it has its marks; no two texts of a lane lie on each other."""
     show(browser, tmp_path, timeline_page(read_recording(recorded("storm", 3))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,6 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from fault_lab.pictures.calls import calls
+from fault_lab.pictures.fault_windows import fault_windows
 from fault_lab.pictures.html import embedded
 from fault_lab.pictures.lamport import lamport_svg
 from fault_lab.pictures.lanes import Lanes
@@ -83,6 +85,15 @@ def test_lanes_stand_in_the_order_of_the_mail() -> None:
     ]
     found = read_recording("\n".join(json.dumps(each) for each in (head, *records)))
     assert [lane.label for lane in Lanes(found).all] == ["c", "h", "x", "x/9", "x/10"]
+
+
+def test_when_a_fault_could_fire() -> None:
+    """The windows of the plan, within the phases, of those that fired: a partition one way, then a whole one."""
+    run = recording("cut-off")
+    s = 1_000_000_000
+    assert list(fault_windows(run)) == [("deaf", 2 * s, 8 * s), ("cut", 10 * s, 20 * s)]
+    quiet = [record for record in run.records if record.text("fault") != "deaf"]
+    assert [name for name, _, _ in fault_windows(replace(run, records=quiet))] == ["cut"]
 
 
 @pytest.mark.parametrize("name", ["storm", "cut-off", "killed-and-restarted"])

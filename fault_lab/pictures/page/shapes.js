@@ -53,6 +53,8 @@ function putLegend(box) {
   const size = put(put(box, "span"), "svg", { width: 24, height: 12, "aria-hidden": "true" });
   put(size, "rect", { y: 3, width: 24, height: 9, class: "size" });
   put(size.parentNode, "i", { style: "font-style:normal" }, "bytes of the container's image");
+  const open = put(put(put(box, "span"), "svg", { width: 24, height: 12, "aria-hidden": "true" }), "rect", { width: 24, height: 12, class: "window" });
+  put(open.parentNode.parentNode, "i", { style: "font-style:normal" }, "a fault's window");
   const xfd = put(put(put(box, "span"), "svg", { width: 24, height: 12, "aria-hidden": "true" }), "rect", { width: 24, height: 11, class: "xfd" });
   put(xfd.parentNode.parentNode, "i", { style: "font-style:normal" }, "features that XFD disables");
 }

@@ -44,6 +44,7 @@ function draw() {
   const g = (name) => put(svg, "g", { class: name });
   const bands = g("bands"), arrows = g("arrows"), marks = g("marks"), texts = g("texts");
   drawAxis();
+  data.windows.forEach((each) => drawWindow(bands, each));
   put(bands, "path", { d: `M0,${WORLD - 0.5} H${width()}`, class: "lane-rule" });
   data.lanes.forEach((_, l) => drawLane(bands, l));
   data.bands.forEach((band) => drawBand(bands, band));
@@ -94,6 +95,13 @@ function drawLane(group, l) {
   const lane = data.lanes[l], y = middle(l), bottom = l + 1 < tops.length ? tops[l + 1] : height;
   put(group, "path", { d: `M0,${y} H${width()}`, class: "lane-line" });
   put(group, "path", { d: `M0,${bottom - 0.5} H${width()}`, class: "lane-rule" });
+}
+// When a fault could fire: shade over all lanes, its name again and again in the run's own.
+function drawWindow(group, each) {
+  const [x0, x1] = [px(each.x0, each.t0), px(each.x1, each.t1)];
+  const shade = put(group, "rect", { x: x0, y: 0, width: Math.max(1, x1 - x0), height, class: "window" });
+  put(shade, "title", {}, `${each.text} can fire, ${ms(each.t0)} to ${ms(each.t1)} ms`);
+  repeat(group, x0, x1, WORLD / 2 + 4, `${each.text} can fire`, "window-name");
 }
 function drawBand(group, band) {
   if (band.l < 0) return;
