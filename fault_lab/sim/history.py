@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 
 #: Hexadecimal digits of a line's place in the chain.
 _LINK = 16
+#: An encoder made once: ``json.dumps`` makes one a call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class History:
@@ -31,7 +33,7 @@ class History:
         """Write a record and return its number; what follows is caused by it."""
         n = len(self.lines)
         record = {"n": n, "t": t_ns, "cause": self.cause, "type": kind, **fields}
-        line = json.dumps(record, separators=(",", ":"))
+        line = _encode(record)
         self.lines.append(line)
         self._hasher.update(line.encode())
         self.cause = n
