@@ -55,6 +55,7 @@ LAB = (
     "fault_lab.injection",
     "fault_lab.linear",
     "fault_lab.live",
+    "fault_lab.pictures",
     "fault_lab.plan",
     "fault_lab.search",
     "fault_lab.sim",
@@ -129,9 +130,8 @@ RULES = (
     Rule(package="fault_lab.pictures",
          ours=("fault_lab.injection", "fault_lab.sim", "fpu_core", "host_agent"), pure=True),
     # What authors of tests import.
-    # The same plans on real processes, and what authors of tests import.
     Rule(package="fault_lab",
-         ours=(*EVERYTHING, *LAB, "fault_lab.pictures"),
+         ours=(*EVERYTHING, *LAB),
          third_party=(*WIRE, "pytest", "hypothesis")),
 
     # What host, guests and controllers share about a connection: TLS and trace context. A leaf.
@@ -140,7 +140,7 @@ RULES = (
     # The face.
     Rule(package="fpstated",
          ours=(*EVERYTHING, "host_agent.kvm", "host_agent.journal", "host_agent.service", "vmm_controller.policy",
-               "fault_lab.pictures", "fpstated.link", *LAB),
+               "fpstated.link", *LAB),
          third_party=(*WIRE, "cryptography", "typer", "rich", "pytest", "pytest_asyncio", "prometheus_client")),
 )
 # fmt: on

@@ -34,6 +34,7 @@ class Lanes:
     """The lanes of a recording, and which of them a record belongs to."""
 
     def __init__(self, recording: Recording) -> None:
+        self._records = recording.records
         self._calls = {
             record.number("call"): record.text("process") for record in recording.records if record.type == "invoke"
         }
@@ -62,7 +63,7 @@ class Lanes:
             case "message":
                 return self.ends(record)[0 if text("lost") in {"dropped", "torn"} else 1]
             case "fault":
-                return self._entity(text("entity"))
+                return self._caller(record) or self._entity(text("entity"))
             case "exit":
                 return text("exit").rpartition("/exits/")[0]
             case "link":
@@ -86,6 +87,12 @@ class Lanes:
         """The nodes that a message goes between."""
         source, _, to = message.text("link").partition("->")
         return source, to
+
+    def _caller(self, fault: Record) -> str:
+        """Who made the call, where a fault struck it in the client; it follows the call itself, or its reply."""
+        if not fault.text("point").startswith("rpc.client.") or fault.cause < 0:
+            return ""
+        return self._calls.get(self._records[fault.cause].number("call"), "")
 
     def _entity(self, entity: str) -> str:
         if entity in self._index:

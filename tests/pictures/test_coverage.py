@@ -33,8 +33,8 @@ fpstate.realloc.alloc: 3 hits fired
   outside                      3      .          .     .
   never: entered; parked, generation 1; parked, generation 2 on; paused
 the plan arms no fault here: fpstate.guest.alloc, fpstate.realloc.perm, kvm.vm.alloc, kvm.vcpu.alloc, \
-rpc.server.receive, rpc.server.reply, link.message, node.run, node.clock, journal.write, journal.sync, \
-controller.decide
+rpc.server.receive, rpc.server.reply, rpc.client.send, rpc.client.receive, link.message, node.run, node.clock, \
+journal.write, journal.sync, controller.decide
 nobody in a simulated run makes this call: fpstate.task.realloc.alloc, fpstate.task.realloc.perm, \
 kvm.set_cpuid.copy, kvm.set_xsave.copy, kvm.set_xcrs.copy, kvm.set_msrs.copy
 no policy of the plan decides: RETRY_AFTER, RAISE_LIMIT, RECLAIM, INJECT_GP, INJECT_NM, DEFER, KILL_VCPU, \

@@ -142,6 +142,24 @@ def test_a_part_of_a_run_knows_what_was_before() -> None:
     assert [phase["text"] for phase in values["phases"]] == ["chaos"]
 
 
+def test_where_a_fault_stands() -> None:
+    """At its vCPU or node; of a link where it comes from; of a method at the host, or at the caller in a client."""
+    call = {"process": "vms/a/vcpus/0", "f": "SubmitEvents", "call": 1}
+    places = {
+        ("fpstate.realloc.alloc", "vms/a/vcpus/0"): "vms/a/vcpus/0",
+        ("node.run", "host"): "host",
+        ("link.message", "ctl->host"): "ctl",
+        ("rpc.server.reply", "/fpstate.v1.GuestSessionService/SubmitEvents"): "host",
+        ("rpc.client.send", "/fpstate.v1.GuestSessionService/SubmitEvents"): "vms/a/vcpus/0",
+    }
+    faults = [{"type": "fault", "cause": 1, "point": point, "entity": entity} for point, entity in places]
+    head = {"sim": 3, "plan": {"topology": {"hosts": [{"name": "host"}], "controllers": [{"name": "ctl"}]}}}
+    records = [{"type": "phase", "phase": "chaos"}, {"type": "invoke", **call}, *faults]
+    lines = [json.dumps({"cause": -1, **each, "n": n, "t": n}) for n, each in enumerate(records)]
+    run = read_recording("\n".join([json.dumps(head), *lines]))
+    assert [Lanes(run).place(record) for record in run.records[2:]] == list(places.values())
+
+
 def pictures(run: Recording) -> list[str]:
     """Every picture of a run."""
     return [timeline_page(run), lamport_svg(run), perfetto_trace(run)]
