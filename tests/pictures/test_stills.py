@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -94,6 +95,7 @@ def test_when_a_fault_could_fire() -> None:
     assert list(fault_windows(run)) == [("deaf", 2 * s, 8 * s), ("cut", 10 * s, 20 * s)]
     quiet = [record for record in run.records if record.text("fault") != "deaf"]
     assert [name for name, _, _ in fault_windows(replace(run, records=quiet))] == ["cut"]
+    assert list(fault_windows(recording("storm", 3))) == []  # its one window never closes
 
 
 @pytest.mark.parametrize("name", ["storm", "cut-off", "killed-and-restarted"])
@@ -152,9 +154,11 @@ def test_where_a_fault_stands() -> None:
         ("rpc.server.reply", "/fpstate.v1.GuestSessionService/SubmitEvents"): "host",
         ("rpc.client.send", "/fpstate.v1.GuestSessionService/SubmitEvents"): "vms/a/vcpus/0",
     }
-    faults = [{"type": "fault", "cause": 1, "point": point, "entity": entity} for point, entity in places]
+    faults: list[dict[str, Any]] = [
+        {"type": "fault", "cause": 1, "point": point, "entity": entity} for point, entity in places
+    ]
     head = {"sim": 3, "plan": {"topology": {"hosts": [{"name": "host"}], "controllers": [{"name": "ctl"}]}}}
-    records = [{"type": "phase", "phase": "chaos"}, {"type": "invoke", **call}, *faults]
+    records: list[dict[str, Any]] = [{"type": "phase", "phase": "chaos"}, {"type": "invoke", **call}, *faults]
     lines = [json.dumps({"cause": -1, **each, "n": n, "t": n}) for n, each in enumerate(records)]
     run = read_recording("\n".join([json.dumps(head), *lines]))
     assert [Lanes(run).place(record) for record in run.records[2:]] == list(places.values())
