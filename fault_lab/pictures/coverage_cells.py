@@ -13,8 +13,8 @@ from fault_lab.sim.controller import OTHERS
 from host_agent.exits import DecisionKind
 
 _KINDS: Final = {kind.name.lower().replace("_", "-"): kind.name for kind in DecisionKind}
-#: Nobody in a simulated run makes the calls behind these. Source: docs/simulator.md, "What it does not do".
-_NOT_PLAYED: Final = ("fpstate.task.", "kvm.set_")
+#: Host tasks and VMMs make the calls behind these; guests of their own do not.
+_TASKS: Final = ("fpstate.task.", "kvm.set_")
 _CREATION: Final = frozenset({"kvm.vm.alloc", "kvm.vcpu.alloc", "fpstate.guest.alloc"})
 _GROWTH: Final = "fpstate.realloc."
 _ENDS_A_HOST: Final = frozenset({"node.run", "journal.write", "journal.sync"})
@@ -41,8 +41,8 @@ class Cells:
 
     def why_not(self, point: str, state: str = "") -> str:
         """Why a row, or a state of it, cannot be reached with this plan; empty if it can."""
-        if point.startswith(_NOT_PLAYED):
-            return "nobody in a simulated run makes this call"
+        if point.startswith(_TASKS) and not self._coverage.plan.get("workload", {}).get("tasks"):
+            return "no task of this plan makes this call"
         if point not in self._armed:
             return "the plan arms no fault here"
         return _why_not_state(point, state, self._armed, self.decisions)

@@ -111,5 +111,6 @@ _SENTENCES: Final[dict[str, Callable[[Record], str]]] = {
     "node": _node,
     "guest": _guest,
     "link": lambda record: f"link {record.text('link')} {record.text('state')} ({record.text('fault')})",
+    "task": lambda record: f"{record.text('act')} of {record.text('of')}: {record.text('result')}",
     "violation": lambda record: f"violation of {record.text('check')}: {record.text('text')}",
 }

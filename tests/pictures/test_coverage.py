@@ -35,7 +35,7 @@ fpstate.realloc.alloc: 3 hits fired
 the plan arms no fault here: fpstate.guest.alloc, fpstate.realloc.perm, kvm.vm.alloc, kvm.vcpu.alloc, \
 rpc.server.receive, rpc.server.reply, rpc.client.send, rpc.client.receive, link.message, node.run, node.clock, \
 journal.write, journal.sync, controller.decide
-nobody in a simulated run makes this call: fpstate.task.realloc.alloc, fpstate.task.realloc.perm, \
+no task of this plan makes this call: fpstate.task.realloc.alloc, fpstate.task.realloc.perm, \
 kvm.set_cpuid.copy, kvm.set_xsave.copy, kvm.set_xcrs.copy, kvm.set_msrs.copy
 no policy of the plan decides: RETRY_AFTER, RAISE_LIMIT, RECLAIM, INJECT_GP, INJECT_NM, DEFER, KILL_VCPU, \
 KILL_VM, RESET_VM, HIDE_FEATURE, MIGRATE
@@ -65,7 +65,7 @@ def test_what_cannot_be_reached_is_not() -> None:
 @pytest.mark.parametrize(
     ("point", "state", "reason"),
     [
-        ("kvm.set_msrs.copy", "", "nobody in a simulated run makes this call"),
+        ("kvm.set_msrs.copy", "", "no task of this plan makes this call"),
         ("kvm.vm.alloc", "", "the plan arms no fault here"),
         ("kvm.vcpu.alloc", "entered", "the vCPU is there already"),
         ("fpstate.realloc.alloc", "killed", "nothing of it grows"),
