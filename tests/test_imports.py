@@ -56,6 +56,7 @@ LAB = (
     "fault_lab.injection",
     "fault_lab.linear",
     "fault_lab.live",
+    "fault_lab.pictures",
     "fault_lab.plan",
     "fault_lab.search",
     "fault_lab.sim",
@@ -132,6 +133,9 @@ RULES = (
     Rule(package="fault_lab.live",
          ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
          third_party=(*WIRE, "hpack")),
+    # Pictures of what was recorded: text in, text out.
+    Rule(package="fault_lab.pictures",
+         ours=("fault_lab.injection", "fault_lab.sim", "fpu_core", "host_agent"), pure=True),
     # What authors of tests import.
     Rule(package="fault_lab",
          ours=(*EVERYTHING, *LAB),

@@ -1,6 +1,6 @@
 """A recorded run as a file: what it was made from, its history line by line, and its certificate.
 
-    {"sim": 1, "rules": 2, "version": "0.1.0", "seed": 7, "plan_sha256": "...", "plan": {...}}
+    {"sim": 3, "rules": 2, "version": "0.1.0", "seed": 7, "plan_sha256": "...", "plan": {...}}
     {"n": 0, "t": 0, ..., "chain": "..."}
     ...
     {"certificate": {...}}

@@ -60,7 +60,9 @@ class Exchange:
         reached(SEND, self, self._send, instead=self.finish, again=self._send)
 
     def _send(self) -> None:
-        message = Message(f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True)
+        message = Message(
+            f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True, call=self.id
+        )
         self.client.world.network.send(self.client.name, self.host.name, message)
 
     def _arrives(self) -> None:
@@ -79,7 +81,7 @@ class Exchange:
 
     def answer(self, reply: object) -> None:
         """The host's answer, which may leave."""
-        message = Message(f"{self.method} reply", lambda: self._hear(reply), lambda: self.finish(RESET))
+        message = Message(f"{self.method} reply", lambda: self._hear(reply), lambda: self.finish(RESET), call=self.id)
         self.client.world.network.send(self.host.name, self.client.name, message)
 
     def _hear(self, reply: object) -> None:
@@ -128,7 +130,9 @@ class StreamExchange(Exchange):
 
     def push(self, message: object) -> None:
         """One more answer, which may leave."""
-        on_way = Message(f"{self.method} message", lambda: self._arrived(message), lambda: self.finish(RESET), self.id)
+        on_way = Message(
+            f"{self.method} message", lambda: self._arrived(message), lambda: self.finish(RESET), self.id, call=self.id
+        )
         self.client.world.network.send(self.host.name, self.client.name, on_way)
 
     def _arrived(self, message: object) -> None:
@@ -154,7 +158,7 @@ class StreamExchange(Exchange):
             self._inbox.append(lambda: self.finish(reply))
             self._next()
 
-        last = Message(f"{self.method} status", arrived, lambda: self.finish(RESET), self.id)
+        last = Message(f"{self.method} status", arrived, lambda: self.finish(RESET), self.id, call=self.id)
         self.client.world.network.send(self.host.name, self.client.name, last)
 
     def finish(self, reply: object) -> None:

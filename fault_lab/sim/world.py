@@ -158,6 +158,7 @@ class World:
                 return True  # the event finds nobody: a message is refused, a timer is of another life
             case Pause(for_ns=ns):
                 node.paused_until_ns = self.now_ns + ns
+                self.record("node", node=node.name, state="paused", until=node.paused_until_ns)
                 self.at(node.paused_until_ns, entry.node, entry.what, run)
                 return False
             case _:

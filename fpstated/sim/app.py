@@ -5,10 +5,14 @@ from __future__ import annotations
 import typer
 
 from fpstated.sim.check import check
+from fpstated.sim.coverage import coverage
 from fpstated.sim.explore import explore
+from fpstated.sim.explorer import explorer
+from fpstated.sim.perfetto import perfetto
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.shrink import shrink
+from fpstated.sim.timeline import timeline
 
 sim = typer.Typer(
     help="The simulated world: a plan on a virtual clock, checked after every step.",
@@ -22,3 +26,7 @@ sim.command()(replay)
 sim.command()(shrink)
 sim.command()(check)
 sim.command()(explore)
+sim.command()(timeline)
+sim.command()(coverage)
+sim.command()(explorer)
+sim.command()(perfetto)

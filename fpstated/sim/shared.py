@@ -15,6 +15,8 @@ import typer
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
+    from fault_lab.pictures.recording import Recording
+
 #: All is well; a check does not hold (or a replay went another way); nothing can be said or the words are wrong; the
 #: simulator itself is wrong.
 OK: Final = 0
@@ -54,6 +56,17 @@ def complaints(command: str, group: str = "sim") -> Iterator[None]:
 def say(command: str, group: str, text: str) -> None:
     """A line on standard error."""
     print(f"fpstated {group} {command}: {text}", file=sys.stderr)
+
+
+@contextmanager
+def recording(file: Path) -> Iterator[Recording]:
+    """A recorded run to be drawn; what cannot be drawn is named with its file."""
+    from fault_lab.pictures.recording import PictureError, read_recording
+
+    try:
+        yield read_recording(file.read_text(encoding="utf-8"))
+    except (PictureError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 def loaded_plan(name: str) -> plan_pb2.Plan:
