@@ -14,7 +14,10 @@ from typing import Final
 
 from fpstate.fault.v1 import plan_pb2
 
+from fault_lab.search.hits import fail_nth_runs, pair_runs
+from fault_lab.search.order import pct_runs
 from fault_lab.search.seeds import random_runs
+from fault_lab.search.swarm import swarm_runs
 from fault_lab.search.tried import Runs, Tried
 
 
@@ -73,6 +76,10 @@ class Search(Iterator[Tried]):
 #: What each mode is made by: the plan, the first seed, the depth.
 MODES: Final[dict[plan_pb2.SearchMode.ValueType, Callable[[plan_pb2.Plan, int, int], Runs]]] = {
     plan_pb2.SEARCH_MODE_RANDOM: lambda plan, seed, _depth: random_runs(plan, seed),
+    plan_pb2.SEARCH_MODE_SWARM: lambda plan, seed, _depth: swarm_runs(plan, seed),
+    plan_pb2.SEARCH_MODE_FAIL_NTH: lambda plan, seed, _depth: fail_nth_runs(plan, seed),
+    plan_pb2.SEARCH_MODE_PAIRS: lambda plan, seed, _depth: pair_runs(plan, seed),
+    plan_pb2.SEARCH_MODE_PCT: pct_runs,
 }
 
 
