@@ -100,7 +100,7 @@ class _SearchMode:
 class _SearchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SEARCH_MODE_UNSPECIFIED: _SearchMode.ValueType  # 0
-    """One run, as SEARCH_MODE_RANDOM with one run."""
+    """As SEARCH_MODE_RANDOM."""
     SEARCH_MODE_RANDOM: _SearchMode.ValueType  # 1
     """Another seed for each run."""
     SEARCH_MODE_SWARM: _SearchMode.ValueType  # 2
@@ -118,7 +118,7 @@ class SearchMode(_SearchMode, metaclass=_SearchModeEnumTypeWrapper):
     """SearchMode is a way to vary runs."""
 
 SEARCH_MODE_UNSPECIFIED: SearchMode.ValueType  # 0
-"""One run, as SEARCH_MODE_RANDOM with one run."""
+"""As SEARCH_MODE_RANDOM."""
 SEARCH_MODE_RANDOM: SearchMode.ValueType  # 1
 """Another seed for each run."""
 SEARCH_MODE_SWARM: SearchMode.ValueType  # 2
@@ -943,7 +943,7 @@ class Search(_message.Message):
     mode: Global___SearchMode.ValueType
     """The way."""
     runs: _builtins.int
-    """How many runs. Range: 1 and up; 0 means 1. The exhaustive ways make as many as it takes, and this many at most."""
+    """How many runs at most. Ways that end by themselves make as many as it takes. 0 means 100, and 100,000 for those ways."""
     depth: _builtins.int
     """For PCT: the depth of the bugs that are looked for, which is one more than the changes of priority. Range: 1 to 100; 0
     means 3.
