@@ -59,7 +59,7 @@ def _tried(plan: plan_pb2.Plan, seed: int, hits: tuple[Fired, ...], counting: Co
     # A schedule's hits have no names; those of the plan's faults are what its "sometimes" speak of.
     there = {(each.point, each.entity, each.hit) for each in result.fired}
     fired = {f"fired:{each.fault}" for each in hits if (each.point, each.entity, each.hit) in there}
-    return Tried(made, seed, result, head + (", ".join(map(_named, hits)) or "nothing fires"), result.seen | fired)
+    return Tried(made, seed, result, head + (", then ".join(map(_named, hits)) or "nothing fires"), result.seen | fired)
 
 
 def _named(hit: Fired) -> str:

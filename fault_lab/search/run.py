@@ -48,13 +48,13 @@ _WAYS: Final = {
     plan_pb2.SEARCH_MODE_FAIL_NTH: _Way(
         lambda plan, seed, _: fail_nth_runs(plan, seed),
         "seed {seed}, the first {hits} hits, each alone",
-        "seed {seed}, each of {hits} hits alone",
+        "seed {seed}, each hit alone, {hits} in all",
         _ENDING,
     ),
     plan_pb2.SEARCH_MODE_PAIRS: _Way(
         lambda plan, seed, _: pair_runs(plan, seed),
         "seed {seed}, the first {hits} of each hit alone and each pair",
-        "seed {seed}, each hit alone and each pair, {hits} together",
+        "seed {seed}, each hit alone and each pair, {hits} in all",
         _ENDING,
     ),
     plan_pb2.SEARCH_MODE_PCT: _Way(pct_runs, "priorities of {seeds}, depth {depth}"),

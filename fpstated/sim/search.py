@@ -129,7 +129,8 @@ class _Report:
         """What was looked at, and the figures in the last line."""
         counts = self._found.counts
         if counts.violations:
-            said = f"{len(self._known)} kinds of violation within: {self._found.bounds}"
+            kinds = "1 kind" if len(self._known) == 1 else f"{len(self._known)} kinds"
+            said = f"{kinds} of violation within: {self._found.bounds}"
         else:
             said = f"no violation within bounds: {self._found.bounds}"
         ended = "nothing is left to try" if self._found.exhausted else "the bounds ended it"
