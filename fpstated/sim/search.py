@@ -46,6 +46,10 @@ def search(
         own = loaded.search
         try:
             chosen = mode_of(mode) if mode else own.mode or mode_of("random")
+            if chosen == mode_of("exhaustive"):  # goes over states, and not over runs
+                raise UsageError(
+                    "mode exhaustive: expected a mode that goes over runs; this release has no other search"
+                )
             found = begin(
                 loaded,
                 chosen,

@@ -73,6 +73,18 @@ def test_any_branch_is_a_run_like_any_other(seed: int) -> None:
     assert (once.result.violation, twice.result.violation) == (None, None)
 
 
+def test_another_seed_reaches_what_is_armed() -> None:
+    """A fault of a host that fires at every second hit by chance: from other seeds other hits fire, as often."""
+    plan = plan_pb2.Plan()
+    plan.CopyFrom(plan_of("memory-is-short"))
+    del plan.faults[:]
+    plan.faults.add(name="half", point="fpstate.realloc.alloc").attributes.probability_ppm = 500_000
+    run = recorded(plan, simulate(plan))
+    runs = [branch(run, 100, seed=seed).result.fired for seed in range(4)]
+    assert len({tuple((each.entity, each.hit) for each in fired) for fired in runs}) == 4
+    assert all({each.fault for each in fired} == {"half"} for fired in runs)
+
+
 def test_a_branch_before_another_takes_its_place() -> None:
     """What was to happen behind a record that is left does not."""
     once = branch(recorded(STORM, simulate(STORM)), 200, seed=2)

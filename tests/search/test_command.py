@@ -51,7 +51,9 @@ def test_for_machines() -> None:
 
 
 def test_words_that_cannot_be_right() -> None:
-    """Status 2 and the modes."""
+    """Status 2 and the modes; the one that is no search over runs is named."""
+    _, err = sim("search", "every-nth", "--mode", "exhaustive", status=2)
+    assert err.startswith("fpstated sim search: mode exhaustive: expected a mode that goes over runs")
     _, err = sim("search", "every-nth", "--mode", "luck", status=2)
     assert err == (
         "fpstated sim search: mode: expected one of random, swarm, fail-nth, pairs, pct, exhaustive, got 'luck'\n"

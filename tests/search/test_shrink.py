@@ -13,6 +13,7 @@ from fault_lab.plan.canonical import readable_json
 from fault_lab.plan.load import load_plan
 from fault_lab.search.run import search
 from fault_lab.sim.run import simulate
+from fault_lab.sim.schedule import as_schedule
 from fault_lab.sim.shrink import Shrinker
 from fault_lab.sim.smaller import fewer, rounder, weaker
 from tests.search.plans import lost_wake_up, plan_of
@@ -98,6 +99,21 @@ def test_rounder_times() -> None:
     plan = load_plan(f"{{api-version: fpstate.fault.v1, name: p, topology: {there}}}")
     deadlines = [each.topology.hosts[0] for each in rounder(plan)]
     assert {host.exit_deadline.ToMilliseconds() for host in deadlines} == {1234, 1000, 0}
+
+
+def test_what_a_schedule_holds_is_let_go_when_everything_is_mended() -> None:
+    """A link that is held until the plan heals carries again in the run that is written out, too."""
+    plan = plan_of("sim/first.yaml")
+    held = plan.faults.add(name="held", point="link.message", scope=fault_pb2.FaultScope(entity="host->ctl"))
+    held.attributes.fail_nth = 3
+    held.action.hold_action.SetInParent()
+    plan.phases.chaos.duration.FromSeconds(2)
+    plan.phases.settle.duration.FromSeconds(10)
+    result = simulate(plan)
+    assert [each.fault for each in result.fired] == ["no-memory", "held"]
+    assert result.violation is None
+    again = simulate(as_schedule(plan, 1, result.fired))
+    assert (len(again.fired), again.violation) == (2, None)
 
 
 def test_a_test_is_made(tmp_path: Path) -> None:
