@@ -26,7 +26,7 @@ def stormy(changes: int = 5) -> plan_pb2.Plan:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_order_keeps_lanes_and_slack(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time never goes back, a lane keeps its order, nothing is late by more than the slack; without a lane, not at all."""
+    """Time never goes back, a lane keeps its order, nothing is late by more than the slack, or without a lane."""
     real = World.step
     lanes: dict[str, list[tuple[int, int]]] = defaultdict(list)
     late: list[int] = []
