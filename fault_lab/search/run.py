@@ -64,7 +64,7 @@ DEPTH: Final = 3
 
 @dataclass(slots=True)
 class Counts:
-    """What the runs so far add up to. ``unknown`` are those that their budget ended."""
+    """What the runs so far add up to. ``unknown`` are those of which nothing can be said."""
 
     runs: int = 0
     steps: int = 0
@@ -80,7 +80,7 @@ class Counts:
         self.steps += result.steps
         self.steps_most = max(self.steps_most, result.steps)
         self.violations += result.violation is not None
-        self.unknown += result.violation is None and result.cut_short
+        self.unknown += result.violation is None and bool(result.unknown)
         self.fired += len(result.fired)
 
 
@@ -124,7 +124,7 @@ class Search(Iterator[Tried]):
             hits=max(runs - 1, 0),
             depth=self._depth,
         )
-        cut = f", {self.counts.unknown} runs ended by their budget" if self.counts.unknown else ""
+        cut = f", nothing known of {self.counts.unknown} runs" if self.counts.unknown else ""
         return f"{looked}, {self.counts.steps_most} steps a run at most{cut}"
 
 

@@ -1,7 +1,7 @@
 """Plans that are a little smaller than one that fails: what shrinking tries, one change at a time.
 
     weaker      kill > stand still; a broken frame > lost > late; copies, overtaking > late; a status > late
-    fewer       VMs, controllers, vCPUs, rounds, events, lines of a script, rows, links, points that are asked
+    fewer       VMs, controllers, readers, vCPUs, rounds, events, lines of a script, links, points that are asked
     rounder     times left out, or of one digit
 
 What a change leaves without a meaning goes with it: the hits of a VM that is gone, its controller, its rows.
@@ -82,6 +82,7 @@ def fewer(plan: Plan) -> Plans:
     yield from _without_each(plan, lambda made: made.topology.hosts, least=1)
     yield from _without_each(plan, lambda made: made.topology.links)
     yield from _without_each(plan, lambda made: made.workload.guests)
+    yield from _without_each(plan, lambda made: made.workload.readers)
     yield from _without_each(plan, lambda made: made.schedule.points)
     for nr, vm in enumerate(there.vms):
         for count in _less(vm.vcpus):
@@ -137,11 +138,13 @@ def _pruned(plan: Plan) -> Plan:
     hosts, vms = {host.name for host in there.hosts}, {vm.name for vm in there.vms}
     _keep(there.vms, lambda vm: not vm.host or vm.host in hosts)
     _keep(there.controllers, lambda each: (not each.vm or each.vm in vms) and (not each.host or each.host in hosts))
+    _keep(plan.workload.readers, lambda reader: not reader.host or reader.host in hosts)
     names = nodes(plan)
     ends = ("from", "to")
     _keep(there.links, lambda link: all(any(matches(getattr(link, end), name) for name in names) for end in ends))
     all_vcpus = vcpus(plan)
-    _keep(plan.workload.guests, lambda guest: any(matches(guest.vcpu or "*", vcpu) for vcpu in all_vcpus))
+    for rows in (plan.workload.guests, plan.workload.readers):
+        _keep(rows, lambda row: any(matches(row.vcpu or "*", vcpu) for vcpu in all_vcpus))
     _keep(plan.schedule.hits, lambda hit: _is_there(plan, hit))
     return plan
 

@@ -49,7 +49,7 @@ def branch(
             output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _tell(recorded, branched, at)
         result = branched.result
-        raise typer.Exit(VIOLATION if result.violation is not None else UNKNOWN if result.cut_short else OK)
+        raise typer.Exit(VIOLATION if result.violation is not None else UNKNOWN if result.unknown else OK)
 
 
 def _tell(recorded: Recorded, branched: Branched, at: int) -> None:
@@ -62,6 +62,8 @@ def _tell(recorded: Recorded, branched: Branched, at: int) -> None:
         for name, lines in (("was", recorded.lines), ("now", result.lines)):
             print(f"  {name} {lines[parted] if parted < len(lines) else '(it ends here)'}")
     found = result.violation
+    if found is None and result.unknown:
+        print(result.unknown, file=sys.stderr)
     if found is not None:
         print(f"violation: {found.check} at step {found.step}, {found.t_ns / 1e9:.6f} s: {found.text}", file=sys.stderr)
     print(f"steps: {result.steps}, faults fired: {len(result.fired)}, records: {len(result.lines)}")
