@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.sim.branch import branch
 from fpstated.sim.check import check
 from fpstated.sim.coverage import coverage
 from fpstated.sim.explore import explore
@@ -11,6 +12,7 @@ from fpstated.sim.explorer import explorer
 from fpstated.sim.perfetto import perfetto
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
+from fpstated.sim.search import search
 from fpstated.sim.shrink import shrink
 from fpstated.sim.timeline import timeline
 
@@ -23,6 +25,8 @@ sim = typer.Typer(
 
 sim.command()(run)
 sim.command()(replay)
+sim.command()(branch)
+sim.command()(search)
 sim.command()(shrink)
 sim.command()(check)
 sim.command()(explore)
