@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fpstated.sim.check import check
+from fpstated.sim.diff import diff
 from fpstated.sim.explore import explore
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
@@ -22,3 +23,4 @@ sim.command()(replay)
 sim.command()(shrink)
 sim.command()(check)
 sim.command()(explore)
+sim.command()(diff)
