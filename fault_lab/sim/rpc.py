@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fault_lab.sim.node import Node
 
 #: Statuses after which a caller does not know whether the call was carried out.
-_UNKNOWN: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"})
+UNKNOWN: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 #: Those of them that a client's own gRPC makes when no answer came.
-_NO_ANSWER: Final = _UNKNOWN - {"UNKNOWN"}
+_NO_ANSWER: Final = UNKNOWN - {"UNKNOWN"}
 #: gRPC's own words: a connection that was reset or refused, a deadline.
 RESET: Final = Refusal("UNAVAILABLE", "the connection was reset")
 REFUSED: Final = Refusal("UNAVAILABLE", "the connection was refused")
@@ -100,7 +100,7 @@ class Exchange:
         world = self.client.world
         world.open_calls.pop(self.id, None)
         refused = isinstance(reply, Refusal)
-        kind = "ok" if not refused else "info" if _code(reply) in _UNKNOWN else "fail"
+        kind = "ok" if not refused else "info" if _code(reply) in UNKNOWN else "fail"
         said = f"{_code(reply)} {reply.reason}".strip() if isinstance(reply, Refusal) else world.brief(reply)
         heard = {} if refused else world.result(self.request, reply)
         world.record(kind, process=self.process, f=self.method, call=self.id, value=said, **heard)

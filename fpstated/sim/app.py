@@ -7,6 +7,7 @@ import typer
 from fpstated.sim.branch import branch
 from fpstated.sim.check import check
 from fpstated.sim.coverage import coverage
+from fpstated.sim.diff import diff
 from fpstated.sim.explore import explore
 from fpstated.sim.explorer import explorer
 from fpstated.sim.perfetto import perfetto
@@ -34,3 +35,4 @@ sim.command()(timeline)
 sim.command()(coverage)
 sim.command()(explorer)
 sim.command()(perfetto)
+sim.command()(diff)

@@ -30,8 +30,8 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def complaints(command: str, group: str = "sim") -> Iterator[None]:
-    """What is wrong with a plan or the words is status 2, with the simulator 3."""
+def complaints(command: str, group: str = "sim", machine: str = "the simulator") -> Iterator[None]:
+    """What is wrong with a plan or the words is status 2, with the simulator, or what else runs plans, 3."""
     if find_spec("yaml") is None or find_spec("numpy") is None:
         say(command, group, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
         raise typer.Exit(UNKNOWN)
@@ -49,7 +49,7 @@ def complaints(command: str, group: str = "sim") -> Iterator[None]:
         raise typer.Exit(UNKNOWN) from None
     except Exception:  # noqa: BLE001 -- whatever it is: a run that breaks has found nothing
         traceback.print_exc()
-        say(command, group, "a bug of the simulator, see above")
+        say(command, group, f"a bug of {machine}, see above")
         raise typer.Exit(BROKEN) from None
 
 

@@ -37,13 +37,15 @@ def test_a_hit_that_does_not_fire() -> None:
     hit = plan_pb2.ScheduledHit(point="fpstate.realloc.alloc", entity="vms/a/vcpus/0", hit=1)
     branched = branch(run, 31, drop=[hit])
     assert rest(branched) == (
-        " 18 <- 17   3894 us  ok       process=vms/a/vcpus/0 f=SubmitEvents call=8 "
+        " 33 <- 32   3099 us  vcpu     node=host vcpu=vms/a/vcpus/0 state=entered xfd=0 xcr0=393959 bytes=10752\n"
+        " 35 <- 34   3894 us  ok       process=vms/a/vcpus/0 f=SubmitEvents call=8 "
         "value=done, grown from 2560 to 10752 bytes\n"
-        " 19 <- 18   3894 us  invoke   process=vms/a/vcpus/0 f=SubmitEvents call=9 value=epoch 2: 2 Hlt\n"
-        " 20 <- 19   4753 us  ok       process=vms/a/vcpus/0 f=SubmitEvents call=9 value=done\n"
-        " 21 <- 20   4753 us  guest    node=vms/a vcpu=vms/a/vcpus/0 state=halted round=1\n"
-        " 22 <- -1   4753 us  phase    phase=heal\n"
-        " 23 <- -1   4753 us  phase    phase=settle\n"
+        " 36 <- 35   3894 us  invoke   process=vms/a/vcpus/0 f=SubmitEvents call=9 value=epoch 2: 2 Hlt\n"
+        " 38 <- 37   4000 us  vcpu     node=host vcpu=vms/a/vcpus/0 state=outside xfd=0 xcr0=393959 bytes=10752\n"
+        " 40 <- 39   4753 us  ok       process=vms/a/vcpus/0 f=SubmitEvents call=9 value=done\n"
+        " 41 <- 40   4753 us  guest    node=vms/a vcpu=vms/a/vcpus/0 state=halted round=1\n"
+        " 42 <- -1   4753 us  phase    phase=heal\n"
+        " 43 <- -1   4753 us  phase    phase=settle\n"
     )
 
 
