@@ -13,8 +13,6 @@ from guest_agent.outcome import Done, Injected
 from guest_agent.port import VcpuPort
 from host_agent.service.clock import ManualClock
 
-pytest_plugins = ["fpstated.testing"]
-
 XCR0_WITH_TILES = 0x602E7
 
 
