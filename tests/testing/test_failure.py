@@ -76,6 +76,19 @@ def test_more(fpstate_run, fpstate_history):
     )
 
 
+def test_a_test_that_awaits_is_judged_alike(suite: Suite) -> None:
+    """Its run is over before its first line, on the loop or not."""
+    suite.write("""
+@pytest.mark.asyncio
+@pytest.mark.fpstate_faults("stuck.yaml", seeds=[5, 1])
+async def test_it(fpstate_run):
+    assert fpstate_run.violation is None
+""")
+    said = suite.says("-v")
+    assert "test_it[seed-5] PASSED" in said
+    assert "__ test_it[seed-1] __\nno-stuck-exit does not hold" in said
+
+
 def test_the_artefacts_are_the_run(suite: Suite, tmp_path: Path) -> None:
     """The history replays, record by record; the plan beside it is the one that ran."""
     suite.write(SEEDS)
