@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,17 +28,15 @@ def folder_of(item: pytest.Item) -> Path:
 
 def write_run(folder: Path, run: FaultRun) -> Iterator[str]:
     """Write a run down; yields the names of the files."""
+    from fault_lab.pictures.recording import read_recording
+    from fault_lab.pictures.timeline_page import timeline_page
     from fault_lab.plan.canonical import readable_json
     from fault_lab.sim.record import record_lines
 
-    how = {"live": True} if run.live else {}
-    lines = list(record_lines(run.plan, run.result, **how))
+    lines = list(record_lines(run.plan, run.result, live=run.live))
     yield _written(folder / "plan.json", readable_json(run.plan))
     yield _written(folder / "history.jsonl", "".join(f"{line}\n" for line in lines))
-    if find_spec("fault_lab.pictures") is not None:
-        page = import_module("fault_lab.pictures.timeline_page").timeline_page
-        reading = import_module("fault_lab.pictures.recording").read_recording
-        yield _written(folder / "timeline.html", page(reading("\n".join(lines))))
+    yield _written(folder / "timeline.html", timeline_page(read_recording("\n".join(lines))))
 
 
 def write_world(folder: Path, world: SimWorld) -> Iterator[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
     from fault_lab.injection.table import ArmedFault
+    from fault_lab.live.cluster import LiveCluster
     from fpstated.testing.plans import Given
     from fpstated.testing_host import HostUnderTest
     from guest_agent.port import VcpuPort
@@ -77,7 +76,7 @@ def fpstate_cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., An
     need_everything()
     with ExitStack() as stack:
 
-        def make(plan: Given, *, processes: bool = False) -> Any:  # noqa: ANN401 -- Cluster or LiveCluster
+        def make(plan: Given, *, processes: bool = False) -> Cluster | LiveCluster:
             from fpstated.testing.plans import read_plan
 
             option = given_plan(request.config)
@@ -99,12 +98,12 @@ def _in_process(stack: ExitStack, plan: plan_pb2.Plan) -> Cluster:
     return Cluster(plan, hosts)
 
 
-def _processes(stack: ExitStack, plan: plan_pb2.Plan) -> Any:  # noqa: ANN401 -- LiveCluster
+def _processes(stack: ExitStack, plan: plan_pb2.Plan) -> LiveCluster:
     """Every node a process, started; ended with the test."""
-    if find_spec("fault_lab.live.cluster") is None:
-        pytest.skip("this release has no clusters of processes")
+    from fault_lab.live.cluster import LiveCluster
+
     # A socket's path is short, and a test's own folder may be deep.
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fpstated-"))
-    cluster = stack.enter_context(import_module("fault_lab.live.cluster").LiveCluster(plan, Path(folder)))
+    cluster = stack.enter_context(LiveCluster(plan, Path(folder)))
     cluster.start()
     return cluster

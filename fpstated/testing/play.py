@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,14 +112,14 @@ def _replayed(runs: Runs) -> Any:  # noqa: ANN401 -- RunResult
 
 
 def _live(runs: Runs, seed: int) -> Any:  # noqa: ANN401 -- LiveResult
-    """The plan on real processes, where this release can."""
-    if find_spec("fault_lab.live.run") is None:
-        pytest.skip("this release runs no plans live")
+    """The plan on real processes; one that cannot be had live is skipped."""
+    from fault_lab.live.possible import check_possible
+    from fault_lab.live.run import run_live
     from fault_lab.plan.problem import PlanError
 
     try:
-        import_module("fault_lab.live.possible").check_possible(runs.plan, runs.word or "plan")
+        check_possible(runs.plan, runs.word or "plan")
     except PlanError as error:
         pytest.skip(str(error))
     with tempfile.TemporaryDirectory(prefix="fpstated-live-") as folder:
-        return import_module("fault_lab.live.run").run_live(runs.plan, Path(folder), seed)
+        return run_live(runs.plan, Path(folder), seed)

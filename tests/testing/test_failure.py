@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,7 @@ def test_no_exit_stays_open(fpstate_run):
     assert fpstate_run.violation is None
 """
 
-#: Where this release has pictures.
-PAGE = ", timeline.html" if find_spec("fault_lab.pictures") else ""
-WHOLE = f"""\
+WHOLE = """\
 test_guest.py::test_no_exit_stays_open[seed-5] PASSED                    [ 50%]
 test_guest.py::test_no_exit_stays_open[seed-1] FAILED                    [100%]
 
@@ -38,7 +35,7 @@ plan stuck (stuck.yaml), seed 1: 139 steps, 2.000000 s, 1 fault fired
 repeat: pytest test_guest.py::test_no_exit_stays_open --fault-seed 1
         fpstated sim run stuck.yaml --seed 1
 artefacts: TMP/fault-artifacts/test_guest.py-test_no_exit_stays_open-seed-1
-  plan.json, history.jsonl{PAGE}
+  plan.json, history.jsonl, timeline.html
 == fault runs ==
 test_guest.py::test_no_exit_stays_open: runs: 2, steps: 303, violations: 1, faults fired: 1
 1 failed, 1 passed

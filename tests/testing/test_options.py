@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 
 from tests.testing.suite import Suite, suite
 
@@ -63,14 +62,29 @@ def test_with_v_the_summary_counts(suite: Suite) -> None:
 
 
 def test_a_plan_is_run_live(suite: Suite) -> None:
-    """On real processes, where this release can; elsewhere, and where the plan cannot, it says so and skips."""
-    suite.write(SEEDS.replace('"1..3"', "1"))
+    """On real processes; a plan that cannot be had live, and a search, say so and are skipped."""
+    suite.write("""
+CLOCK = dict(name="clock", point="node.clock", action=dict(clock_action=dict(jump="1s")))
+THERE = dict(hosts=[dict(name="host")], vms=[dict(name="a")])
+
+@pytest.mark.fpstate_faults("growth-fails-once")
+def test_live(fpstate_run):
+    assert fpstate_run.live
+    assert [hit.fault for hit in fpstate_run.fired] == ["no-memory"]
+
+@pytest.mark.fpstate_faults(dict(topology=THERE, faults=[CLOCK]))
+def test_clock(fpstate_run):
+    pass
+
+@pytest.mark.fpstate_faults("growth-fails-once", mode="fail-nth")
+def test_search(fpstate_runs):
+    pass
+""")
     ran = suite.run("--fault-live", "-rs")
-    if find_spec("fault_lab.live.run") is None:
-        ran.assert_outcomes(skipped=1)
-        ran.stdout.fnmatch_lines(["*this release runs no plans live"])
-    else:
-        ran.assert_outcomes(passed=1)
+    ran.assert_outcomes(passed=1, skipped=2)
+    ran.stdout.fnmatch_lines(
+        ["*node.clock: a process has the system's clock*", "*fail-nth: only seeds can be run live"]
+    )
 
 
 def test_words_that_cannot_be_right_are_refused(suite: Suite) -> None:
