@@ -23,7 +23,7 @@ from guest_agent.aio import AsyncSession, open_async_session
 from guest_agent.aio_port import AsyncVcpuPort
 from guest_agent.port import VcpuPort
 from guest_agent.session import Session, open_session
-from host_agent.commands import ArmFault, CreateVcpu, CreateVm, RequestPermission
+from host_agent.commands import ArmFault, Command, CreateVcpu, CreateVm, RequestPermission
 from host_agent.exits import ExitRecord
 from host_agent.machine import HostMachine
 from host_agent.service.clock import Clock, ManualClock
@@ -55,10 +55,14 @@ class AsyncHostUnderTest:
         """What the host knows: to look at, not to touch."""
         return self._server.agent.machine
 
+    def submit(self, command: Command) -> Any:  # noqa: ANN401 -- each command has its own reply
+        """Carry a command out, and return its reply. Raises ``Refused``."""
+        return self._server.agent.submit(command)
+
     def make_vcpu(self, name: str, *, permission: bool) -> None:
         """Make the VM and the vCPU of ``name`` (``vms/{vm}/vcpus/{index}``) where they do not exist."""
         vm, _, index = name.partition("/vcpus/")
-        submit = self._server.agent.submit
+        submit = self.submit
         if vm not in self.machine.state.vms:
             submit(CreateVm(vm_id=vm.removeprefix("vms/")))
             if permission:
@@ -94,7 +98,7 @@ class AsyncHostUnderTest:
                 attributes=FaultAttributes(fail_nth=hit),
                 owner="test",
             )
-            faults.append(self._server.agent.submit(fault))
+            faults.append(self.submit(fault))
         return faults
 
     async def controller(self, *policies: str) -> Controller:
@@ -161,6 +165,10 @@ class HostUnderTest:
     def machine(self) -> HostMachine:
         """What the host knows: to look at while nothing is under way."""
         return self._host.machine
+
+    def submit(self, command: Command) -> Any:  # noqa: ANN401 -- as there
+        """As ``AsyncHostUnderTest.submit``."""
+        return self.call(lambda: self._host.submit(command))
 
     def vcpu(self, name: str = "vms/a/vcpus/0", *, permission: bool = True) -> VcpuPort:
         """Return the port of a vCPU; VM (with guest permission for AMX), vCPU and session are made if need be."""

@@ -13,15 +13,13 @@ from guest_agent.outcome import Done, Injected
 from guest_agent.port import VcpuPort
 from host_agent.service.clock import ManualClock
 
-pytest_plugins = ["fpstated.testing"]
-
 XCR0_WITH_TILES = 0x602E7
 
 
 def test_a_guest_survives_a_failed_allocation(
     fpstated_vcpu: VcpuPort, fail_allocation: Callable[..., Any], fpstated_controller: Callable[..., Any]
 ) -> None:
-    """The example of the README: memory is short once, the controller retries, and the guest never notices."""
+    """Memory is short once, the controller retries, and the guest never notices."""
     (fault,) = fail_allocation(nth=1, errno="ENOMEM")
     fpstated_controller("retry")
 

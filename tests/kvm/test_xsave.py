@@ -21,8 +21,6 @@ from host_agent.kvm.intercept import execute_xsave, handle_wrmsr, handle_xsetbv,
 from host_agent.kvm.outcome import Done, Inject, Intercepted
 from tests.kvm.test_xfd import AMX, entered
 
-pytest_plugins = ["fpstated.testing"]
-
 _ALL = (1 << 64) - 1
 
 

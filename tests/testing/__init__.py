@@ -1,0 +1,1 @@
+"""The pytest plugin, run on suites of its users."""
