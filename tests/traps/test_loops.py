@@ -67,6 +67,7 @@ def test_each_command_has_one_loop() -> None:
     assert found == {
         ("fpstated/demo.py", "run"),
         ("fpstated/host_command.py", "run"),
+        ("fpstated/proxy_command.py", "run"),
         ("fpstated/testing_host.py", "new_event_loop"),
         ("fpstated/testing_host.py", "run_forever"),
         ("vmm_controller/run.py", "run"),
