@@ -65,6 +65,7 @@ def test_each_command_has_one_loop() -> None:
         if isinstance(node.value, ast.Name) and node.value.id in ("asyncio", "loop")
     }
     assert found == {
+        ("fault_lab/live/wires.py", "new_event_loop"),
         ("fpstated/demo.py", "run"),
         ("fpstated/host_command.py", "run"),
         ("fpstated/proxy_command.py", "run"),
