@@ -53,7 +53,7 @@ def problems(plan: plan_pb2.Plan) -> list[Problem]:
     found = [*_root(plan), *_topology(plan), *_workload(plan), *_readers(plan)]
     for nr, fault in enumerate(plan.faults):
         found += _fault(plan, fault, f"faults[{nr}]")
-    return [*found, *_run(plan), *_checks(plan), *_schedule(plan)]
+    return [*found, *_run(plan), *_checks(plan), *_schedule(plan), *_order(plan.order), *_branches(plan)]
 
 
 def _root(plan: plan_pb2.Plan) -> Problems:
@@ -283,19 +283,57 @@ def _checks(plan: plan_pb2.Plan) -> Problems:
 
 def _schedule(plan: plan_pb2.Plan) -> Problems:
     for nr, hit in enumerate(plan.schedule.hits):
-        path = f"schedule.hits[{nr}]"
-        point = FAULT_POINTS.get(hit.point)
-        if point is None:
-            yield from _point(f"{path}.point", hit.point)
-        choice = entities(plan, hit.point)
-        if choice is not None and hit.entity not in choice:
-            yield Problem(f"{path}.entity", f"one of {_some(choice)}", repr(hit.entity))
-        if not hit.hit:
-            yield Problem(f"{path}.hit", "1 or more", "0")
-        if hit.HasField("action"):
-            yield from _taken(hit.action, point, f"{path}.action")
-        elif point is not None and default_action(point) is None:
-            yield Problem(f"{path}.action", f"an action: {point.objection_to_none}", "none")
+        yield from _hit(plan, hit, f"schedule.hits[{nr}]")
+        yield from _hits_action(hit, f"schedule.hits[{nr}].action")
+    for nr, point in enumerate(plan.schedule.points):
+        if point not in FAULT_POINTS:
+            yield from _point(f"schedule.points[{nr}]", point)
+
+
+def _order(order: plan_pb2.Order) -> Problems:
+    yield from _time(order, "slack", "order")
+    yield from _range("order.priorities.changes", order.priorities.changes, 0, 100)
+    if order.priorities.changes and not order.priorities.steps:
+        yield Problem("order.priorities.steps", "1 or more, for the changes to be spread over", "0")
+    for nr, deviation in enumerate(order.deviations):
+        if not deviation.step:
+            yield Problem(f"order.deviations[{nr}].step", "1 or more", "0")
+        if not deviation.lane:
+            yield Problem(f"order.deviations[{nr}].lane", "a lane", "nothing")
+
+
+def _branches(plan: plan_pb2.Plan) -> Problems:
+    last = -1
+    for nr, branch in enumerate(plan.branches):
+        path = f"branches[{nr}]"
+        if branch.record <= last:
+            yield Problem(f"{path}.record", f"{last + 1} or more, behind the branch before", str(branch.record))
+        last = branch.record
+        for hit_nr, hit in enumerate(branch.fire):
+            yield from _hit(plan, hit, f"{path}.fire[{hit_nr}]")
+            yield from _hits_action(hit, f"{path}.fire[{hit_nr}].action")
+        for hit_nr, hit in enumerate(branch.drop):
+            yield from _hit(plan, hit, f"{path}.drop[{hit_nr}]")
+            if hit.HasField("action"):
+                yield Problem(f"{path}.drop[{hit_nr}].action", "none: the hit does not fire", "an action")
+
+
+def _hit(plan: plan_pb2.Plan, hit: plan_pb2.ScheduledHit, path: str) -> Problems:
+    if hit.point not in FAULT_POINTS:
+        yield from _point(f"{path}.point", hit.point)
+    choice = entities(plan, hit.point)
+    if choice is not None and hit.entity not in choice:
+        yield Problem(f"{path}.entity", f"one of {_some(choice)}", repr(hit.entity))
+    if not hit.hit:
+        yield Problem(f"{path}.hit", "1 or more", "0")
+
+
+def _hits_action(hit: plan_pb2.ScheduledHit, path: str) -> Problems:
+    point = FAULT_POINTS.get(hit.point)
+    if hit.HasField("action"):
+        yield from _taken(hit.action, point, path)
+    elif point is not None and default_action(point) is None:
+        yield Problem(path, f"an action: {point.objection_to_none}", "none")
 
 
 def _point(path: str, point: str) -> Problems:

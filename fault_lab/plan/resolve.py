@@ -74,6 +74,22 @@ def planned_faults(plan: plan_pb2.Plan, seed: int) -> list[PlannedArm]:
     ]
 
 
+def forced_hits(plan: plan_pb2.Plan) -> dict[tuple[str, str, int], Action | None]:
+    """What the branches of a plan say of hits by (point, entity, number): what happens, None for nothing."""
+    found: dict[tuple[str, str, int], Action | None] = {}
+    for nr, branch in enumerate(plan.branches):
+        for hit_nr, hit in enumerate(branch.fire):
+            found[hit.point, hit.entity, hit.hit] = _action(hit.point, hit, f"branches[{nr}].fire[{hit_nr}].action")
+        found |= {(hit.point, hit.entity, hit.hit): None for hit in branch.drop}
+    return found
+
+
+def named_points(plan: plan_pb2.Plan) -> set[str]:
+    """The points that a plan speaks of."""
+    hits = [*plan.schedule.hits, *(hit for branch in plan.branches for hit in (*branch.fire, *branch.drop))]
+    return {*(fault.point for fault in plan.faults), *(hit.point for hit in hits), *plan.schedule.points}
+
+
 def default_action(point: FaultPoint) -> Action | None:
     """What a point does where the plan does not say: the one errno that it can fail with, or nothing."""
     return FailErrno(point.errnos[0]) if len(point.errnos) == 1 else None

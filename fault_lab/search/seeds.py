@@ -6,12 +6,10 @@ from itertools import count
 
 from fpstate.fault.v1 import plan_pb2
 
-from fault_lab.search.tried import Runs, tried
-
-_SEEDS = 1 << 64
+from fault_lab.search.tried import SEEDS, Runs, tried
 
 
 def random_runs(plan: plan_pb2.Plan, seed: int) -> Runs:
     """The plan with ``seed``, with the next one, and so on; it never ends by itself."""
     for nr in count(seed):
-        yield tried(plan, nr % _SEEDS, f"seed {nr % _SEEDS}")
+        yield tried(plan, nr % SEEDS, f"seed {nr % SEEDS}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Final
 
 from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.sim.run import RunResult, simulate
+
+#: Seeds have 64 bits.
+SEEDS: Final = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)

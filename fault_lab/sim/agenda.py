@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator
 
 
 class Entry:
-    """Something that will happen at ``at_ns``, at ``node`` ("" for the world). ``cause`` is a record's number."""
+    """Something that will happen at ``at_ns``, at ``node`` ("" for the world). ``cause`` is a record's number.
 
-    __slots__ = ("at_ns", "cause", "node", "nr", "run", "what")
+    ``lane`` is what it must stay in order with; an entry without one is never late, whatever the order (``order``).
+    """
 
-    def __init__(self, at_ns: int, nr: int, node: str, what: str, run: Callable[[], None], cause: int) -> None:
+    __slots__ = ("at_ns", "cause", "lane", "node", "nr", "run", "what")
+
+    def __init__(
+        self, at_ns: int, nr: int, node: str, what: str, run: Callable[[], None], cause: int, lane: str
+    ) -> None:
         self.at_ns = at_ns
         self.nr = nr
         self.node = node
         self.what = what
+        self.lane = lane
         #: None once it was taken back or has happened.
         self.run: Callable[[], None] | None = run
         self.cause = cause
@@ -36,10 +42,10 @@ class Agenda:
         self._heap: list[tuple[int, int, Entry]] = []
         self._nr = 0
 
-    def add(self, at_ns: int, node: str, what: str, run: Callable[[], None], cause: int) -> Entry:
+    def add(self, at_ns: int, node: str, what: str, run: Callable[[], None], cause: int, lane: str = "") -> Entry:
         """Put something on the agenda."""
         self._nr += 1
-        entry = Entry(at_ns, self._nr, node, what, run, cause)
+        entry = Entry(at_ns, self._nr, node, what, run, cause, lane)
         heapq.heappush(self._heap, (at_ns, self._nr, entry))
         return entry
 

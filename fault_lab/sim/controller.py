@@ -61,9 +61,13 @@ class ControllerNode(Node):
         super().__init__(world, planned.name)
         self._scope = f"vms/{planned.vm}" if planned.vm else ""
         self._book = parse_policies(planned.policies)
-        self._draw = seeded_draw(subseed(seed, f"controller/{planned.name}"))
         self._backoff = Backoff()
+        self.reseed(seed)
         self._begin()
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self._draw = seeded_draw(subseed(seed, f"controller/{self.name}"))
 
     def _begin(self) -> None:
         self._desk = ExitDesk()

@@ -106,10 +106,11 @@ class GuestNode(Node):
     def __init__(self, world: World, planned: plan_pb2.PlannedVm, plan: plan_pb2.Plan, seed: int) -> None:
         super().__init__(world, f"vms/{planned.name}")
         self._planned = planned
-        self._seed = subseed(seed, self.name)
+        self._plan = plan
         self._draws = 0
         self._vcpus = [f"{self.name}/vcpus/{index}" for index in range(planned.vcpus or 1)]
-        self._parts = {vcpu: part_of(plan, vcpu, seed) for vcpu in self._vcpus}
+        self.ports: dict[str, Port] = {}
+        self.reseed(seed)
         #: Rounds that are over and endings outlive the process: who starts it again knows what is still to do.
         self._rounds = dict.fromkeys(self._vcpus, 1)
         self.endings: dict[str, str] = {vcpu: "idle" for vcpu, part in self._parts.items() if part is None}
@@ -119,7 +120,14 @@ class GuestNode(Node):
         self._key: SessionKey | None = None
         self._lease_ns = 0
         self._opening: Signal | None = None
-        self.ports: dict[str, Port] = {}
+        self.ports = {}
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on: pauses, and the events of rounds that have not begun."""
+        self._seed = subseed(seed, self.name)
+        self._parts = {vcpu: part_of(self._plan, vcpu, seed) for vcpu in self._vcpus}
+        for port in self.ports.values():
+            port.part = self._parts[port.vcpu]
 
     @property
     def unfinished(self) -> list[str]:
@@ -257,8 +265,7 @@ class GuestNode(Node):
         """Play what is left of the part, round by round."""
         for seq in port.ledger.under_way:  # an earlier process has left it
             yield from self._finish(port, seq, None, port.ledger.pending(seq))
-        part = port.part
-        while part is not None and port.vcpu not in self.endings:
+        while (part := port.part) is not None and port.vcpu not in self.endings:
             ending = yield from self._round(port, part)
             self.world.record("guest", node=self.name, vcpu=port.vcpu, state=ending, round=port.round)
             last = port.round >= part.rounds or ending == "killed"

@@ -116,7 +116,7 @@ class HostNode(Node):
 
     def _new_machine(self) -> HostMachine:
         machine = HostMachine(self._config)
-        machine.state.faults = CountingTable()
+        machine.state.faults = CountingTable(self.world.faults.forced)
         return machine
 
     def _new_watch(self, machine: HostMachine) -> TaskWatch | None:
@@ -140,7 +140,7 @@ class HostNode(Node):
         machine.take_effects()
         fired = machine.state.faults
         if isinstance(fired, CountingTable):
-            fired.fired.clear()
+            fired.forget()
         return outcome
 
     # -- commands ------------------------------------------------------------------------------------------------------
@@ -198,14 +198,16 @@ class HostNode(Node):
     def _note_fired(self) -> None:
         """Take note of what fired in the machine since the last command."""
         table = self.machine.state.faults
-        if not isinstance(table, CountingTable) or not table.fired:
+        if not isinstance(table, CountingTable):
             return
-        fired, table.fired = table.fired, []
+        self.world.faults.seen(table.hits)
+        fired = list(table.fired)
+        table.forget()
         for name, hit, number, action in fired:
             found = self.world.faults.host_fired(self, name, hit, number, action)
             if found is not None:
                 self.world.record_fired(found)
-        if self.world.faults.spent:
+        if fired and self.world.faults.spent:
             self.world.soon(self.name, "disarms its faults", lambda: self.world.faults.arm(self))
 
     def _set_timer(self) -> None:

@@ -43,7 +43,7 @@ class ModelledJournal:
 
     def __init__(self, host: HostNode, seed: int) -> None:
         self._host = host
-        self._seed = subseed(seed, f"journal/{host.name}")
+        self.reseed(seed)
         self._groups = 0
         #: What is on the disk, and what is applied and not there yet.
         self.records: list[Logged] = []
@@ -52,6 +52,10 @@ class ModelledJournal:
         self._waiting: deque[tuple[int, Callable[[], None], Callable[[], None]]] = deque()
         self.full = False
         self._failed = False
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self._seed = subseed(seed, f"journal/{self._host.name}")
 
     @property
     def durable(self) -> int:

@@ -72,10 +72,14 @@ class Network:
     def __init__(self, world: World, topology: plan_pb2.Topology, seed: int) -> None:
         self._world = world
         self._topology = topology
-        self._seed = subseed(seed, "network")
+        self.reseed(seed)
         self._links: dict[tuple[str, str], _Link] = {}
         #: What a node's end means for the calls and streams that it has a part in.
         self.on_reset: list[Callable[[str], None]] = []
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self._seed = subseed(seed, "network")
 
     def send(self, source: str, to: str, message: Message) -> None:
         """Put a message on its way."""
@@ -117,9 +121,11 @@ class Network:
             return
         low, high = link.latency
         at_ns = self._world.now_ns + extra_ns + draw_between(self._seed, "latency", link.name, nr, low=low, high=high)
+        kind = message.what
         if message.stream is not None:
             at_ns = link.last_ns[message.stream] = max(at_ns, link.last_ns.get(message.stream, 0))
-        self._world.at(at_ns, link.to, message.what, message.deliver)
+            kind = f"stream {message.stream}"
+        self._world.at(at_ns, link.to, message.what, message.deliver, f"{link.name} {kind}")
 
     def _lose(self, link: _Link, message: Message) -> None:
         if message.stream is not None:

@@ -91,7 +91,8 @@ class Node:
 
     def after(self, ns: int, what: str, run: Callable[[], None]) -> Entry:
         """Put something on the agenda of this process, ``ns`` of its own nanoseconds from now."""
-        return self.world.after(self.clock.span_ns(ns), self.name, what, self.of_this_life(run))
+        lane = f"{self.name} {what}" if ns else ""  # what follows at once is never late
+        return self.world.after(self.clock.span_ns(ns), self.name, what, self.of_this_life(run), lane)
 
     def of_this_life(self, run: Callable[[], None]) -> Callable[[], None]:
         """Do it unless the process has ended meanwhile."""

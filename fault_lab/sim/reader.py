@@ -28,10 +28,14 @@ class ReaderNode(Node):
     def __init__(self, world: World, planned: plan_pb2.PlannedReader, vcpus: list[str], seed: int) -> None:
         super().__init__(world, planned.name)
         self._vcpus = [vcpu for vcpu in vcpus if matches(planned.vcpu or "*", vcpu)]
-        self._seed = subseed(seed, f"reader/{planned.name}")
+        self.reseed(seed)
         self._think_ns = latency_ns(planned.think_time) if planned.HasField("think_time") else (0, 0)
         #: How often each client still reads: who starts a reader again knows.
         self._left = [planned.reads or _TIMES] * (planned.clients or 1)
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self._seed = subseed(seed, f"reader/{self.name}")
 
     def boot(self) -> None:
         """Let every client go on."""

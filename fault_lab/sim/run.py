@@ -13,9 +13,10 @@ from fpstate.fault.v1 import plan_pb2
 
 from fault_lab.linear.judge import judge
 from fault_lab.plan.canonical import plan_hash
-from fault_lab.plan.numbered import Fired
+from fault_lab.plan.numbered import Fired, Watch
 from fault_lab.sim.controller import DECIDED
 from fault_lab.sim.history import first_divergence
+from fault_lab.sim.order import Deviation
 from fault_lab.sim.rules import ALWAYS, EVENTUALLY, Violation
 from fault_lab.sim.world import World
 from fpstated._version import __version__
@@ -43,6 +44,7 @@ class RunResult:
     """One run. ``seen`` are the "sometimes" that came about. ``cut_short``: the budget ended it.
 
     ``unknown`` says why nothing can be said although nothing was violated; empty where something can.
+    ``deviations`` are the steps that were not in the order of time, where the plan has an order of its own.
     """
 
     plan: str
@@ -56,6 +58,7 @@ class RunResult:
     cut_short: bool
     unknown: str
     digest: str
+    deviations: tuple[Deviation, ...]
     lines: Sequence[str] = field(repr=False)
 
     @property
@@ -83,10 +86,10 @@ class DivergenceError(Exception):
         self.n = n
 
 
-def simulate(plan: plan_pb2.Plan, seed: int | None = None) -> RunResult:
-    """Run a checked plan once."""
+def simulate(plan: plan_pb2.Plan, seed: int | None = None, watch: Watch | None = None) -> RunResult:
+    """Run a checked plan once. ``watch`` is told of every hit, and changes nothing."""
     drawn = plan.seed if seed is None else seed
-    world = World(plan, drawn)
+    world = World(plan, drawn, watch)
     found: Found | None = None
     try:
         world.run()
@@ -115,6 +118,7 @@ def simulate(plan: plan_pb2.Plan, seed: int | None = None) -> RunResult:
         cut_short=world.cut_short,
         unknown=unknown,
         digest=world.history.digest,
+        deviations=tuple(world.order.taken) if world.order is not None else (),
         lines=world.history.lines,
     )
 

@@ -1,7 +1,8 @@
 """The world of one run: nodes, network, faults, rules and phases, made from a plan and a seed and nothing else.
 
 ``step`` is the one transition: an entry of the agenda happens, everything that must hold is looked at. A run takes the
-entries in the order of their time (``first``); a search may take any that is to come (``Agenda.entries``).
+entries in the order of their time (``first``), or as the plan's ``order`` has it; a search may take any that is to come
+(``Agenda.entries``).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from fault_lab.injection.action import Clock as ClockAction
 from fault_lab.injection.action import Kill, Pause
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault
-from fault_lab.plan.numbered import Fired
-from fault_lab.plan.resolve import PHASES
+from fault_lab.plan.numbered import Fired, Watch
+from fault_lab.plan.resolve import PHASES, named_points
 from fault_lab.sim.agenda import Agenda, Entry
 from fault_lab.sim.brief import brief
 from fault_lab.sim.controller import ControllerNode
@@ -28,6 +29,7 @@ from fault_lab.sim.host import HostNode
 from fault_lab.sim.network import Network
 from fault_lab.sim.node import Node
 from fault_lab.sim.operands import operation, result
+from fault_lab.sim.order import Order
 from fault_lab.sim.reader import ReaderNode
 from fault_lab.sim.rpc import Exchange
 from fault_lab.sim.rules import Rules
@@ -55,34 +57,36 @@ class _Limit:
 class World:
     """Everything there is in one run."""
 
-    def __init__(self, plan: plan_pb2.Plan, seed: int) -> None:
+    def __init__(self, plan: plan_pb2.Plan, seed: int, watch: Watch | None = None) -> None:
         self.plan = plan
         self.seed = seed
         self.now_ns = 0
         self.steps = 0
         self.agenda = Agenda()
         self.history = History()
-        self.faults = WorldFaults(plan, seed)
+        self.faults = WorldFaults(plan, seed, watch)
         self.rules = Rules(self, plan.checks.always)
         self.network = Network(self, plan.topology, seed)
         self.network.on_reset.append(self._reset)
         self.open_calls: dict[int, Exchange] = {}
         self._calls = 0
-        named = [*(fault.point for fault in plan.faults), *(hit.point for hit in plan.schedule.hits)]
-        #: The points of the services that the plan speaks of: where none does, no host is asked.
+        named = named_points(plan)
         self._held: list[tuple[str, Callable[[], None]]] = []
+        #: The points of the services that the plan speaks of: where none does, no host is asked.
         self.rpc_points: Final = frozenset(name for name in named if name.startswith("rpc."))
         self._process_points = frozenset(name for name in named if name.startswith("node."))
         there = plan.topology
         self.hosts = {each.name: HostNode(self, each, seed) for each in there.hosts}
         self.guests = {f"vms/{each.name}": GuestNode(self, each, plan, seed) for each in there.vms}
         self.controllers = {each.name: ControllerNode(self, each, seed) for each in there.controllers}
+        self.order: Final = Order(plan.order, seed) if plan.HasField("order") else None
+        self._branches = list(plan.branches)
         first = there.hosts[0].name
-        readers = {
+        self.readers = {
             each.name: ReaderNode(self, each, self._vcpus_of(each.host or first), seed)
             for each in plan.workload.readers
         }
-        self.nodes: dict[str, Node] = {**self.hosts, **self.controllers, **self.guests, **readers}
+        self.nodes: dict[str, Node] = {**self.hosts, **self.controllers, **self.guests, **self.readers}
         self._host_of = {f"vms/{each.name}": self.hosts[each.host or first] for each in there.vms}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in there.controllers}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in plan.workload.readers}
@@ -110,13 +114,13 @@ class World:
 
     # -- the agenda ----------------------------------------------------------------------------------------------------
 
-    def at(self, at_ns: int, node: str, what: str, run: Callable[[], None]) -> Entry:
+    def at(self, at_ns: int, node: str, what: str, run: Callable[[], None], lane: str = "") -> Entry:
         """Let something happen at a moment of the world's time."""
-        return self.agenda.add(max(at_ns, self.now_ns), node, what, run, self.history.cause)
+        return self.agenda.add(max(at_ns, self.now_ns), node, what, run, self.history.cause, lane)
 
-    def after(self, ns: int, node: str, what: str, run: Callable[[], None]) -> Entry:
+    def after(self, ns: int, node: str, what: str, run: Callable[[], None], lane: str = "") -> Entry:
         """Let something happen ``ns`` nanoseconds from now."""
-        return self.at(self.now_ns + ns, node, what, run)
+        return self.at(self.now_ns + ns, node, what, run, lane)
 
     def soon(self, node: str, what: str, run: Callable[[], None]) -> Entry:
         """Let something happen behind what happens now."""
@@ -141,7 +145,7 @@ class World:
         if not node.up:
             return True  # what arrives at a process that is not there is refused by the system
         if node.paused_until_ns > self.now_ns:
-            self.at(node.paused_until_ns, entry.node, entry.what, run)
+            self.at(node.paused_until_ns, entry.node, entry.what, run, entry.lane)
             return False
         if not self._process_points:
             return True
@@ -158,7 +162,7 @@ class World:
                 return True  # the event finds nobody: a message is refused, a timer is of another life
             case Pause(for_ns=ns):
                 node.paused_until_ns = self.now_ns + ns
-                self.at(node.paused_until_ns, entry.node, entry.what, run)
+                self.at(node.paused_until_ns, entry.node, entry.what, run, entry.lane)
                 return False
             case _:
                 return True
@@ -273,10 +277,33 @@ class World:
                 return
             if entry.at_ns > end_ns or self.steps >= last:
                 break
+            if self.order is not None:
+                entry = self.order.choose(self.agenda, entry, self.steps + 1, end_ns)
             self.step(entry)
+            if self._branches and len(self.history.lines) > self._branches[0].record:
+                self._leave_the_way(self._branches.pop(0))
         if entry is not None and (self.steps >= self._steps_max or (entry.at_ns > self._ns_max)):
             self.cut_short = True
         self.now_ns = max(self.now_ns, min(end_ns, self._ns_max)) if self.steps < last else self.now_ns
+
+    def _leave_the_way(self, branch: plan_pb2.Branch) -> None:
+        """A branch begins: everything that is drawn from now on is drawn from its seed."""
+        if not branch.HasField("seed"):
+            return
+        self.network.reseed(branch.seed)
+        self.faults.reseed(branch.seed)
+        if self.order is not None:
+            self.order.reseed(branch.seed)
+        for guest in self.guests.values():
+            guest.reseed(branch.seed)
+        for controller in self.controllers.values():
+            controller.reseed(branch.seed)
+        for reader in self.readers.values():
+            reader.reseed(branch.seed)
+        for host in self.hosts.values():
+            host.journal.reseed(branch.seed)
+            if host.up:
+                self.faults.arm(host)
 
     def _phase_limits(self) -> dict[str, _Limit]:
         phases = self.plan.phases

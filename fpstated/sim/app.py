@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.sim.branch import branch
 from fpstated.sim.check import check
 from fpstated.sim.explore import explore
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
+from fpstated.sim.search import search
 from fpstated.sim.shrink import shrink
 
 sim = typer.Typer(
@@ -19,6 +21,8 @@ sim = typer.Typer(
 
 sim.command()(run)
 sim.command()(replay)
+sim.command()(branch)
+sim.command()(search)
 sim.command()(shrink)
 sim.command()(check)
 sim.command()(explore)

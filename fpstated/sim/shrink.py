@@ -1,4 +1,4 @@
-"""``fpstated sim shrink``: as few faults as it takes."""
+"""``fpstated sim shrink``: as little as it takes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ def shrink(
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
     runs: Annotated[int, typer.Option(metavar="N", help="At most so many runs.", min=1)] = 1000,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Where the small plan goes.")] = None,
+    test: Annotated[Path | None, typer.Option("--pytest", metavar="FILE", help="A test that fails so.")] = None,
 ) -> None:
-    """Find as few faults as it takes for the same check to fail; the small plan is written as JSON."""
+    """Find as little as it takes for the same check to fail; the small plan is written as JSON."""
     with complaints("shrink"):
         from fault_lab.plan.canonical import readable_json
+        from fault_lab.sim.as_test import pytest_text
         from fault_lab.sim.run import simulate
         from fault_lab.sim.shrink import Shrinker
 
@@ -31,11 +33,15 @@ def shrink(
             raise UsageError(f"seed {drawn} violates nothing")
         shrunk = Shrinker(loaded, drawn, found.check, runs_max=runs).shrink()
         assert shrunk is not None, "a run is the same each time"
+        left = shrunk.result.violation
+        assert left is not None, "what is left fails"
         text = readable_json(shrunk.plan)
         if output is not None:
             output.write_text(text, encoding="utf-8")
-        else:
+        if test is not None:
+            test.write_text(pytest_text(shrunk.plan, left, test.name), encoding="utf-8")
+        if output is None and test is None:
             print(text, end="")
-        left = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)
+        count = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)
         kind = "hits" if shrunk.exact else "faults"
-        print(f"{found.check}: {left} {kind} left after {shrunk.runs} runs", file=sys.stderr)
+        print(f"{found.check}: {count} {kind} left after {shrunk.runs} runs", file=sys.stderr)

@@ -100,15 +100,15 @@ class _SearchMode:
 class _SearchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SEARCH_MODE_UNSPECIFIED: _SearchMode.ValueType  # 0
-    """One run, as SEARCH_MODE_RANDOM with one run."""
+    """As SEARCH_MODE_RANDOM."""
     SEARCH_MODE_RANDOM: _SearchMode.ValueType  # 1
     """Another seed for each run."""
     SEARCH_MODE_SWARM: _SearchMode.ValueType  # 2
     """Another seed, and every probability and gate drawn as well."""
     SEARCH_MODE_FAIL_NTH: _SearchMode.ValueType  # 3
-    """The first hit fails, then the second, ..., until a run ends in which nothing fired."""
+    """The first hit that any fault counts fails, then the second, ..., until a run ends in which nothing fired."""
     SEARCH_MODE_PAIRS: _SearchMode.ValueType  # 4
-    """Every pair of hits."""
+    """Every hit, and every pair of one and one that comes behind it."""
     SEARCH_MODE_PCT: _SearchMode.ValueType  # 5
     """Random priorities with few changes (Burckhardt and others, 2010)."""
     SEARCH_MODE_EXHAUSTIVE: _SearchMode.ValueType  # 6
@@ -118,15 +118,15 @@ class SearchMode(_SearchMode, metaclass=_SearchModeEnumTypeWrapper):
     """SearchMode is a way to vary runs."""
 
 SEARCH_MODE_UNSPECIFIED: SearchMode.ValueType  # 0
-"""One run, as SEARCH_MODE_RANDOM with one run."""
+"""As SEARCH_MODE_RANDOM."""
 SEARCH_MODE_RANDOM: SearchMode.ValueType  # 1
 """Another seed for each run."""
 SEARCH_MODE_SWARM: SearchMode.ValueType  # 2
 """Another seed, and every probability and gate drawn as well."""
 SEARCH_MODE_FAIL_NTH: SearchMode.ValueType  # 3
-"""The first hit fails, then the second, ..., until a run ends in which nothing fired."""
+"""The first hit that any fault counts fails, then the second, ..., until a run ends in which nothing fired."""
 SEARCH_MODE_PAIRS: SearchMode.ValueType  # 4
-"""Every pair of hits."""
+"""Every hit, and every pair of one and one that comes behind it."""
 SEARCH_MODE_PCT: SearchMode.ValueType  # 5
 """Random priorities with few changes (Burckhardt and others, 2010)."""
 SEARCH_MODE_EXHAUSTIVE: SearchMode.ValueType  # 6
@@ -151,6 +151,8 @@ class Plan(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     api_version: _builtins.str
     """The version of this schema: `fpstate.fault.v1`. Required."""
     name: _builtins.str
@@ -191,6 +193,14 @@ class Plan(_message.Message):
     def schedule(self) -> Global___Schedule:
         """Instead of chance: exactly these hits. A run that was recorded has this form."""
 
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """In which order things happen that are due at about the same time. Absent: by time."""
+
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Branch]:
+        """Where the run leaves the way that it would have gone, in the order of their records. A run that was branched has this form."""
+
     def __init__(
         self,
         *,
@@ -206,10 +216,12 @@ class Plan(_message.Message):
         checks: Global___Checks | None = ...,
         search: Global___Search | None = ...,
         schedule: Global___Schedule | None = ...,
+        order: Global___Order | None = ...,
+        branches: _abc.Iterable[Global___Branch] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checks", b"checks", "phases", b"phases", "schedule", b"schedule", "search", b"search", "topology", b"topology", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checks", b"checks", "order", b"order", "phases", b"phases", "schedule", b"schedule", "search", b"search", "topology", b"topology", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "budget", b"budget", "checks", b"checks", "description", b"description", "faults", b"faults", "name", b"name", "phases", b"phases", "schedule", b"schedule", "search", b"search", "seed", b"seed", "topology", b"topology", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "branches", b"branches", "budget", b"budget", "checks", b"checks", "description", b"description", "faults", b"faults", "name", b"name", "order", b"order", "phases", b"phases", "schedule", b"schedule", "search", b"search", "seed", b"seed", "topology", b"topology", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,9 +943,11 @@ class Search(_message.Message):
     mode: Global___SearchMode.ValueType
     """The way."""
     runs: _builtins.int
-    """How many runs. Range: 1 and up; 0 means 1. The exhaustive ways make as many as it takes, and this many at most."""
+    """How many runs at most. Ways that end by themselves make as many as it takes. 0 means 100, and 100,000 for those ways."""
     depth: _builtins.int
-    """For PCT: how many changes of priority. Range: 1 to 100; 0 means 3."""
+    """For PCT: the depth of the bugs that are looked for, which is one more than the changes of priority. Range: 1 to 100; 0
+    means 3.
+    """
     def __init__(
         self,
         *,
@@ -956,18 +970,26 @@ class Schedule(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledHit]:
         """The hits."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Points that are asked besides those of the hits. A host that is asked at the points of its services has a command more
+        for each call, so runs that are to be the same up to their hits name the same points.
+        """
 
     def __init__(
         self,
         *,
         hits: _abc.Iterable[Global___ScheduledHit] | None = ...,
+        points: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1008,3 +1030,135 @@ class ScheduledHit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScheduledHit: _TypeAlias = ScheduledHit  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """Order is in which order things happen. What is to come stands in lanes: the messages of one kind on one link, those of one
+    stream, the timers of one kind of one node. Within a lane things happen by time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLACK_FIELD_NUMBER: _builtins.int
+    PRIORITIES_FIELD_NUMBER: _builtins.int
+    DEVIATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slack(self) -> _duration_pb2.Duration:
+        """How late anything may be because something else goes first. Range: 0 to 24 h; absent: 1 ms."""
+
+    @_builtins.property
+    def priorities(self) -> Global___Priorities:
+        """By priority."""
+
+    @_builtins.property
+    def deviations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deviation]:
+        """By time, but for these steps."""
+
+    def __init__(
+        self,
+        *,
+        slack: _duration_pb2.Duration | None = ...,
+        priorities: Global___Priorities | None = ...,
+        deviations: _abc.Iterable[Global___Deviation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["priorities", b"priorities", "slack", b"slack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "priorities", b"priorities", "slack", b"slack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class Priorities(_message.Message):
+    """Priorities gives each lane a priority, drawn from the run's seed; of what may happen, the lane with the highest goes first.
+    At some steps, drawn as well, the lane that would go first is put behind all others. Source: Burckhardt and others, 2010.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    changes: _builtins.int
+    """How many such changes. Range: 0 to 100."""
+    steps: _builtins.int
+    """They are spread over so many steps from the first on. Required where there are changes."""
+    def __init__(
+        self,
+        *,
+        changes: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Priorities: _TypeAlias = Priorities  # noqa: Y015
+
+@_typing.final
+class Deviation(_message.Message):
+    """Deviation is a step at which a lane goes first that would not by time. Where it has nothing to come, order is by time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step. Range: 1 and up."""
+    lane: _builtins.str
+    """The lane, as a recorded run names it: `host->vms/a SubmitEvents reply` for instance."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        lane: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deviation: _TypeAlias = Deviation  # noqa: Y015
+
+@_typing.final
+class Branch(_message.Message):
+    """Branch is where a run leaves the way that it would have gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    FIRE_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    record: _builtins.int
+    """All records of its history up to this one are as they were; it leaves behind the step that has written it."""
+    seed: _builtins.int
+    """What everything is drawn from that is drawn later. Absent: from what it was."""
+    @_builtins.property
+    def fire(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledHit]:
+        """Hits that fire, whatever the faults say. They come behind the record."""
+
+    @_builtins.property
+    def drop(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledHit]:
+        """Hits that do not fire, whatever the faults say; `action` must be absent. They come behind the record."""
+
+    def __init__(
+        self,
+        *,
+        record: _builtins.int = ...,
+        seed: _builtins.int | None = ...,
+        fire: _abc.Iterable[Global___ScheduledHit] | None = ...,
+        drop: _abc.Iterable[Global___ScheduledHit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "drop", b"drop", "fire", b"fire", "record", b"record", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Branch: _TypeAlias = Branch  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Searches: which runs are made, that each repeats itself, what they find."""
