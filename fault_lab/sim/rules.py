@@ -8,6 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from fault_lab.sim.books.book import Book
+from fault_lab.sim.books.deciders import DeciderBook
+from fault_lab.sim.books.exits import ExitBook
+from fault_lab.sim.books.leases import LeaseBook
+from fault_lab.sim.books.limits import LimitBook
+from fault_lab.sim.books.numbers import NumberBook
+from fault_lab.sim.books.refusals import RefusalBook
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Blocked, Outcome, Pending, Refusal
 from guest_agent.report import Outcome as Ending
@@ -53,6 +60,21 @@ ALWAYS: Final = {
     "restore-is-what-was-saved": "what KVM_SET_XSAVE has taken, KVM_GET_XSAVE2 gives again",
     "pkru-needs-protection-keys": "PKRU is managed only where the kernel has enabled protection keys",
     "cpuid-tells-the-truth": "CPUID offers both tile components or neither, and the size that an image has",
+    "heard-in-order": "an agent hears what each of its numbers has come to, one after the other",
+    "repeated-once": "what is asked again, by number or by request id, is not done again and has the same answer",
+    "attempts-are-decided": "a retry is one attempt more, and there is none that was not decided",
+    "retries-end": "a controller makes no more tries than its policy has",
+    "deadline-kept": "an exit goes on by itself when it is due: not before, and not later",
+    "decision-is-done": "a resolved exit has come to what was decided: the write is there, or it is not",
+    "parked-stands-still": "a parked vCPU has the XCR0 and the XFD that it had before its write",
+    "cause-is-told": "an exit says what has failed: memory, or the permission",
+    "leases-kept": "a session, or a control, lasts as long as was promised, and no longer",
+    "refused-changes-nothing": "a command that is refused has made nothing and taken nothing",
+    "within-limits": "no account has taken more than its limit",
+    "decides-on-newest": "a controller decides about the newest generation that it has seen",
+    "decides-once": "a controller decides about a generation once, as long as it has the same control",
+    "decides-on-all": "a controller decides about every generation that it is shown, as long as it is the newest",
+    "decider-in-charge": "who decides about a VM is its own controller, where it has one",
 }
 #: At the end of ``settle``.
 EVENTUALLY: Final = {
@@ -92,7 +114,18 @@ class Rules:
         #: What an applied command found before it: the exits and their generations, the requests that were known.
         self._before: tuple[int, ExitState] | None = None
         self._known = False
+        #: The number that each agent's process heard of last, by the uid of the vCPU.
+        self._told: dict[tuple[str, int], int] = {}
         self.decisions: set[str] = set()
+        self.deciders = DeciderBook(self.fail)
+        self._books: tuple[Book, ...] = (
+            self.deciders,
+            ExitBook(self.fail),
+            LeaseBook(self.fail),
+            LimitBook(self.fail),
+            NumberBook(self.fail),
+            RefusalBook(self.fail),
+        )
 
     def fail(self, check: str, text: str) -> None:
         """A check does not hold; nothing to do where the plan leaves it out."""
@@ -103,6 +136,8 @@ class Rules:
 
     def before(self, host: HostNode, command: c.Command) -> None:
         """Look at what a decision is about before it is applied."""
+        for book in self._books:
+            book.before(host, command)
         self._before = None
         if isinstance(command, c.ResolveExit):
             state = host.machine.state
@@ -137,6 +172,8 @@ class Rules:
                 case _:
                     pass
         self._failures(effects, result)
+        for book in self._books:
+            book.after(host, command, result, effects)
 
     def _epoch(self, host: HostNode, epoch: int) -> None:
         last = self._epochs.get(host.name, 0)
@@ -251,6 +288,8 @@ class Rules:
     def recovered(self, host: HostNode) -> None:
         """A host has come back: the books follow what it has, and what was acknowledged must be in there."""
         state = host.machine.state
+        for book in self._books:
+            book.recovered(host)
         if host.ephemeral:
             self._epochs.pop(host.name, None)
             self._acknowledged_epochs.pop(host.name, None)
@@ -294,6 +333,10 @@ class Rules:
         """An agent has heard an outcome."""
         if isinstance(outcome, Pending | Blocked) or self._world.host_of(guest.name).ephemeral:
             return
+        last = self._told.get((uid, guest.life))
+        if last is not None and seq not in (last, last + 1):
+            self.fail("heard-in-order", f"{vcpu}: event {seq} is heard of behind {last}")
+        self._told[uid, guest.life] = seq
         self._heard[uid] = max(seq, self._heard.get(uid, 0))
         earlier = self._finals.setdefault((uid, seq), outcome)
         if earlier != outcome:
@@ -313,6 +356,10 @@ class Rules:
         if refusal.reason == "INTERNAL_INVARIANT":
             self.fail("invariants", f"{vcpu}: {refusal.message}")
         self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {refusal.reason}: {refusal.message}")
+
+    def blocked(self, guest: GuestNode, vcpu: str, outcome: Blocked) -> None:
+        """An agent sends nothing behind an event that is pending; who is told that it did was not told of that."""
+        self.session_lost(guest, f"{vcpu}: sent behind an event that is pending: {outcome}")
 
     def session_lost(self, guest: GuestNode, text: str) -> None:
         """An agent and its host are at different numbers."""
