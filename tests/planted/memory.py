@@ -45,19 +45,6 @@ BUGS: Final = (
         ),
     ),
     Bug(
-        id="reclaim-from-the-guest",
-        title="RECLAIM takes the container of a vCPU that is in the guest",
-        checks=frozenset({"invariants", "guest-sees-its-bytes"}),
-        plan="limits",
-        patches=(
-            Patch(
-                "host_agent.kvm.shrink",
-                "    if vcpu.state is VcpuState.ENTERED:\n        return Unshrinkable.IN_GUEST\n",
-                "",
-            ),
-        ),
-    ),
-    Bug(
         id="reclaim-while-enabled",
         title="RECLAIM takes a container whose guest may use the feature without asking",
         checks=frozenset({"invariants", "guest-sees-its-bytes"}),

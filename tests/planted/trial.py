@@ -17,6 +17,7 @@ from tests.museum.loader import install
 from tests.museum.mutant import PatchError
 from tests.planted.bug import PLANS, Bug
 from tests.planted.bugs import BUGS
+from tests.planted.modes import runs_of
 from tests.planted.outcome import Bounds, Find, Trial
 
 if TYPE_CHECKING:
@@ -59,10 +60,7 @@ def _planted(bug: Bug, bounds: Bounds) -> tuple[Find, ...]:
 
 def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str]) -> Find:
     """Search one plan in one mode until a check does not hold; with ``checks`` it has to be one of those."""
-    from fault_lab.search.run import search
-    from tests.planted.modes import MODES
-
-    found = search(plan_of(name), MODES[mode], runs=bounds.runs, seed=bounds.seed)
+    found = runs_of(mode, plan_of(name), runs=bounds.runs, seed=bounds.seed)
     for runs, tried in enumerate(found, 1):
         violation = tried.result.violation
         if violation is not None and (not checks or violation.check in checks):
