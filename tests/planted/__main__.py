@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     if wrong:
         print(*(f"planted: {each}" for each in wrong), sep="\n", file=sys.stderr)
         return 2
-    runs, shrink = (args.runs or (25 if args.quick else 100)), (60 if args.quick else 300)
-    bounds = Bounds(modes=modes, runs=runs, shrink=shrink, seed=args.seed)
+    runs, shrink = (args.runs or (20 if args.quick else 100)), (60 if args.quick else 300)
+    bounds = Bounds(modes=modes, runs=runs, shrink=shrink, seed=args.seed, once=args.quick)
     says = sys.stderr if args.json or args.markdown else sys.stdout
     plans = dict.fromkeys(BUGS[name].plan for name in names)
     for trial in _trials([f"{CONTROL}{plan}" for plan in plans], bounds, args.jobs):
@@ -74,7 +74,7 @@ def _words(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="planted bugs; all of them for none")
     parser.add_argument("--modes", default="", metavar="A,B", help=f"modes of searching, of {', '.join(MODES)}")
-    parser.add_argument("--runs", type=int, default=0, metavar="N", help="at most so many runs a mode (100; quick: 25)")
+    parser.add_argument("--runs", type=int, default=0, metavar="N", help="at most so many runs a mode (100; quick: 20)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the first seed (1)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="so many processes at a time (2)")
     parser.add_argument("--quick", action="store_true", help="few runs, little shrinking")

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Final
 
 from tests.museum.mutant import Patched
+from tests.sim.museum.table import HERE as KERNEL_PLANS
 
-PLANS: Final = Path(__file__).parent / "plans"
+#: By name: the plans of the control plane's bugs, and those of the kernel's.
+PLANS: Final = {
+    path.stem: path for folder in (Path(__file__).parent / "plans", KERNEL_PLANS) for path in sorted(folder.glob("*.yaml"))
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bug(Patched):
-    """One bug of the control plane."""
+    """One planted bug."""
 
     #: The checks any of which is right to find it.
     checks: frozenset[str]
-    #: The plan in whose runs it is looked for: a file of ``plans``, without its ending.
+    #: The plan in whose runs it is looked for, by its name in ``PLANS``.
     plan: str

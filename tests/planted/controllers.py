@@ -12,7 +12,7 @@ BUGS: Final = (
         id="stale-view",
         title="A message that comes late puts an older view of an exit in the place of a newer one",
         checks=frozenset({"decides-on-newest", "decides-once", "decides-on-all"}),
-        plan="silence",
+        plan="late-news",
         patches=(
             Patch(
                 "vmm_controller.desk",

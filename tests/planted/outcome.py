@@ -12,12 +12,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How long is looked: the modes, the runs of each, the first seed, and the runs that shrinking may take."""
+    """How long is looked: the modes, the runs of each, the first seed, and the runs that shrinking may take.
+
+    ``once``: only what the first of the modes has found is shrunk.
+    """
 
     modes: tuple[str, ...]
     runs: int
     shrink: int
     seed: int = 1
+    once: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -25,6 +29,7 @@ class Bounds:
         return [
             *("--modes", ",".join(self.modes)),
             *("--runs", str(self.runs), "--shrink", str(self.shrink), "--seed", str(self.seed)),
+            *(["--once"] if self.once else []),
         ]
 
 

@@ -11,10 +11,12 @@ import argparse
 import sys
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.museum.loader import install
 from tests.museum.mutant import PatchError
+from tests.museum.watchdog import ends_within
 from tests.planted.bug import PLANS, Bug
 from tests.planted.bugs import BUGS
 from tests.planted.modes import runs_of
@@ -23,8 +25,13 @@ from tests.planted.outcome import Bounds, Find, Trial
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
+    from fault_lab.search.run import Search
+    from fault_lab.search.tried import Tried
+
 #: Before the name of a plan: the healthy code in its runs.
 CONTROL = "control:"
+#: A run takes some tens of milliseconds; what takes longer hangs.
+_RUN_S = 60
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,8 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--shrink", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--once", action="store_true")
     args = parser.parse_args(argv)
-    bounds = Bounds(modes=tuple(args.modes.split(",")), runs=args.runs, shrink=args.shrink, seed=args.seed)
+    modes = tuple(args.modes.split(","))
+    bounds = Bounds(modes=modes, runs=args.runs, shrink=args.shrink, seed=args.seed, once=args.once)
     started = time.monotonic()
     try:
         finds = _control(args.name, bounds) if args.name.startswith(CONTROL) else _planted(BUGS[args.name], bounds)
@@ -50,24 +59,28 @@ def main(argv: list[str] | None = None) -> int:
 def _control(name: str, bounds: Bounds) -> tuple[Find, ...]:
     """Whatever the healthy code is found guilty of is a find."""
     plan = name.removeprefix(CONTROL)
-    return tuple(_look(plan, mode, bounds, frozenset()) for mode in bounds.modes)
+    return tuple(_look(plan, mode, bounds, None) for mode in bounds.modes)
 
 
 def _planted(bug: Bug, bounds: Bounds) -> tuple[Find, ...]:
     install(bug)
-    return tuple(_look(bug.plan, mode, bounds, bug.checks) for mode in bounds.modes)
+    finds: list[Find] = []
+    for mode in bounds.modes:
+        shrunk = bounds.once and any(find.check for find in finds)
+        finds.append(_look(bug.plan, mode, replace(bounds, shrink=0) if shrunk else bounds, bug.checks))
+    return tuple(finds)
 
 
-def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str]) -> Find:
-    """Search one plan in one mode until a check does not hold; with ``checks`` it has to be one of those."""
+def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str] | None) -> Find:
+    """Search one plan in one mode until one of the checks does not hold; None for any, and no shrinking."""
     found = runs_of(mode, plan_of(name), runs=bounds.runs, seed=bounds.seed)
-    for runs, tried in enumerate(found, 1):
+    while (tried := _next(found)) is not None:
         violation = tried.result.violation
-        if violation is not None and (not checks or violation.check in checks):
-            faults = _shrunk(tried.plan, tried.seed, violation.check, bounds.shrink) if checks else None
+        if violation is not None and (checks is None or violation.check in checks):
+            faults = _shrunk(tried.plan, tried.seed, violation.check, bounds.shrink) if checks is not None else None
             return Find(
                 mode=mode,
-                runs=runs,
+                runs=found.counts.runs,
                 check=violation.check,
                 text=violation.text,
                 plan=name,
@@ -77,12 +90,17 @@ def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str]) -> Find
     return Find(mode=mode, runs=found.counts.runs, plan=name)
 
 
+def _next(found: Search) -> Tried | None:
+    """The next run; some bugs would never let it end."""
+    with ends_within(_RUN_S):
+        return next(found, None)
+
+
 def plan_of(name: str) -> plan_pb2.Plan:
     """A plan of ours, checked."""
     from fault_lab.plan.load import load_plan
 
-    path = PLANS / f"{name}.yaml"
-    return load_plan(path.read_text(encoding="utf-8"), path.name)
+    return load_plan(PLANS[name].read_text(encoding="utf-8"), PLANS[name].name)
 
 
 def _shrunk(plan: plan_pb2.Plan, seed: int, check: str, runs: int) -> int | None:
