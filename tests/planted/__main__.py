@@ -2,7 +2,7 @@
 
     python -m tests.planted                          all of them, after the healthy code was found clean
     python -m tests.planted lost-park B46            some
-    python -m tests.planted --quick                  few runs a mode, shrunk for the first mode that finds: minutes
+    python -m tests.planted --quick                  few runs a mode, only the smallest find is shrunk: minutes
     python -m tests.planted --modes random,pct       some modes
 
 First the healthy code goes through every plan in every mode with the same bounds: what is found there is a bug of ours,

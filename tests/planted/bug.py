@@ -1,4 +1,4 @@
-"""A planted bug as data: what goes wrong, which checks speak of it, the plan that reaches it, and the change of text."""
+"""A planted bug as data: what goes wrong, which checks speak of it, the plan that reaches it, the change of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.sim.museum.table import HERE as KERNEL_PLANS
 
 #: By name: the plans of the control plane's bugs, and those of the kernel's.
 PLANS: Final = {
-    path.stem: path for folder in (Path(__file__).parent / "plans", KERNEL_PLANS) for path in sorted(folder.glob("*.yaml"))
+    path.stem: path
+    for folder in (Path(__file__).parent / "plans", KERNEL_PLANS)
+    for path in sorted(folder.glob("*.yaml"))
 }
 
 

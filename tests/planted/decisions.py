@@ -51,10 +51,8 @@ BUGS: Final = (
         patches=(
             Patch(
                 "host_agent.decisions",
-                "    enter_again(state, vcpu, None)\n"
-                "    _settle(state, vcpu, record, ExitResult.INJECTED_GP,",
-                "    enter_again(state, vcpu, record.write)\n"
-                "    _settle(state, vcpu, record, ExitResult.INJECTED_GP,",
+                "    enter_again(state, vcpu, None)\n    _settle(state, vcpu, record, ExitResult.INJECTED_GP,",
+                "    enter_again(state, vcpu, record.write)\n    _settle(state, vcpu, record, ExitResult.INJECTED_GP,",
             ),
         ),
     ),
@@ -94,9 +92,9 @@ BUGS: Final = (
         patches=(
             Patch(
                 "host_agent.decisions",
-                "        if each.state is not VcpuState.KILLED:\n            stop_vcpu(state, each, f\"the VM",
+                '        if each.state is not VcpuState.KILLED:\n            stop_vcpu(state, each, f"the VM',
                 "        if each.state in (VcpuState.PARKED, VcpuState.PAUSED):\n"
-                "            stop_vcpu(state, each, f\"the VM",
+                '            stop_vcpu(state, each, f"the VM',
             ),
         ),
     ),
@@ -118,9 +116,7 @@ BUGS: Final = (
         title="An exit whose retry fails otherwise keeps saying what failed first",
         checks=frozenset({"cause-is-told"}),
         plan="decisions",
-        patches=(
-            Patch("host_agent.decisions", "        record.failed_again(result)\n", ""),
-        ),
+        patches=(Patch("host_agent.decisions", "        record.failed_again(result)\n", ""),),
     ),
     Bug(
         id="two-in-charge",
@@ -153,8 +149,6 @@ BUGS: Final = (
         title="A growth that fails again opens its exit as new, at its first generation",
         checks=frozenset({"one-exit-a-failure", "invariants", "attempts-are-decided", "one-decision-a-generation"}),
         plan="decisions",
-        patches=(
-            Patch("host_agent.decisions", "    record.generation += 1\n", "    record.generation = 1\n"),
-        ),
+        patches=(Patch("host_agent.decisions", "    record.generation += 1\n", "    record.generation = 1\n"),),
     ),
 )

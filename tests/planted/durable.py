@@ -22,9 +22,7 @@ BUGS: Final = (
         title="A watch tells of exits that are not durable yet",
         checks=frozenset({"ack-after-commit"}),
         plan="restarts",
-        patches=(
-            Patch("fault_lab.sim.host", "        self.when_durable(leave, None)\n", "        leave()\n"),
-        ),
+        patches=(Patch("fault_lab.sim.host", "        self.when_durable(leave, None)\n", "        leave()\n"),),
     ),
     Bug(
         id="journal-forgets",
@@ -42,9 +40,7 @@ BUGS: Final = (
     Bug(
         id="park-not-durable",
         title="A command that opens an exit is not written down",
-        checks=frozenset(
-            {"acknowledged-is-there", "recovered-same-digest", "recovered-same-outcomes", "decides-once"}
-        ),
+        checks=frozenset({"acknowledged-is-there", "recovered-same-digest", "recovered-same-outcomes", "decides-once"}),
         plan="restarts",
         patches=(
             Patch(
@@ -61,13 +57,26 @@ BUGS: Final = (
         checks=frozenset({"recovered-same-outcomes", "recovered-same-digest"}),
         plan="restarts",
         patches=(
-            Patch("fault_lab.sim.journal", "        self.records += self._writing\n        self._writing = []\n", "        self.records += reversed(self._writing)\n        self._writing = []\n"),
+            Patch(
+                "fault_lab.sim.journal",
+                "        self.records += self._writing\n        self._writing = []\n",
+                "        self.records += reversed(self._writing)\n        self._writing = []\n",
+            ),
         ),
     ),
     Bug(
         id="full-disk-unnoticed",
         title="A disk that is full loses what was applied, and the host goes on as if it had been written",
-        checks=frozenset({"ack-after-commit", "acknowledged-is-there", "recovered-same-digest", "recovered-same-outcomes", "guests-end", "no-stuck-exit"}),
+        checks=frozenset(
+            {
+                "ack-after-commit",
+                "acknowledged-is-there",
+                "recovered-same-digest",
+                "recovered-same-outcomes",
+                "guests-end",
+                "no-stuck-exit",
+            }
+        ),
         plan="restarts",
         patches=(
             Patch(

@@ -1,20 +1,38 @@
-"""The kernel's own bugs: every mutant of docs/museum, in the runs of tests/sim/museum that show it."""
+"""The kernel's own bugs: every mutant of docs/museum, in the runs of tests/sim/museum; and one like them."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from tests.museum.mutant import Patch
 from tests.museum.mutants import MUTANTS
 from tests.planted.bug import Bug
 from tests.sim.museum.table import SHOWN
 
-BUGS: Final = tuple(
-    Bug(
-        id=each.id,
-        title=each.title,
-        checks=SHOWN[each.id].checks,
-        plan=SHOWN[each.id].plan,
-        patches=each.patches,
-    )
-    for each in MUTANTS.values()
+_LIKE_THEM: Final = Bug(
+    id="spoilt-frame-taken",
+    title="sigreturn from a frame that cannot be restored clears the registers and tells nobody",
+    checks=frozenset({"sigreturn-brings-back"}),
+    plan="tasks",
+    patches=(
+        Patch(
+            "fpu_core.sigframe",
+            "        return True\n    fpu_clear_user_states(fpu)\n    return False\n",
+            "        return True\n    fpu_clear_user_states(fpu)\n    return True\n",
+        ),
+    ),
+)
+
+BUGS: Final = (
+    _LIKE_THEM,
+    *(
+        Bug(
+            id=each.id,
+            title=each.title,
+            checks=SHOWN[each.id].checks,
+            plan=SHOWN[each.id].plan,
+            patches=each.patches,
+        )
+        for each in MUTANTS.values()
+    ),
 )

@@ -28,7 +28,9 @@ BUGS: Final = (
         checks=frozenset({"invariants"}),
         plan="limits",
         patches=(
-            Patch("fpu_core.swap", "    swap_out(fpu, guest)\n    free_replaced(fpu, old)\n", "    swap_out(fpu, guest)\n"),
+            Patch(
+                "fpu_core.swap", "    swap_out(fpu, guest)\n    free_replaced(fpu, old)\n", "    swap_out(fpu, guest)\n"
+            ),
         ),
     ),
     Bug(
@@ -80,7 +82,8 @@ BUGS: Final = (
             Patch(
                 "host_agent.kvm.policy.on_swap",
                 "        if isinstance(result, ReallocFailed):\n            return parked(vcpu,",
-                "        vcpu.xcr0 = write.xcr0\n        if isinstance(result, ReallocFailed):\n            return parked(vcpu,",
+                "        vcpu.xcr0 = write.xcr0\n"
+                "        if isinstance(result, ReallocFailed):\n            return parked(vcpu,",
             ),
         ),
     ),

@@ -28,7 +28,9 @@ BUGS: Final = (
         checks=frozenset({"epochs-rise", "acknowledged-is-there"}),
         plan="restarts",
         patches=(
-            Patch("host_agent.boot", "    state.draining = False\n", "    state.draining = False\n    state.epoch = 0\n"),
+            Patch(
+                "host_agent.boot", "    state.draining = False\n", "    state.draining = False\n    state.epoch = 0\n"
+            ),
         ),
     ),
     Bug(
@@ -102,9 +104,7 @@ BUGS: Final = (
         title="A controller that renews its control loses it all the same",
         checks=frozenset({"leases-kept"}),
         plan="controllers",
-        patches=(
-            Patch("host_agent.control", "    record.expires_ns = state.now_ns + record.lease_ns\n", ""),
-        ),
+        patches=(Patch("host_agent.control", "    record.expires_ns = state.now_ns + record.lease_ns\n", ""),),
     ),
     Bug(
         id="lease-without-end",
@@ -130,7 +130,11 @@ BUGS: Final = (
                 "    return session.lease_ns\n\n\ndef close_session",
                 "    return session.lease_ns + next(_renewed)\n\n\n_renewed = itertools.count()\n\n\ndef close_session",
             ),
-            Patch("host_agent.sessions", "from dataclasses import dataclass\n", "import itertools\nfrom dataclasses import dataclass\n"),
+            Patch(
+                "host_agent.sessions",
+                "from dataclasses import dataclass\n",
+                "import itertools\nfrom dataclasses import dataclass\n",
+            ),
         ),
     ),
     Bug(

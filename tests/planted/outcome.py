@@ -14,7 +14,7 @@ from typing import Any
 class Bounds:
     """How long is looked: the modes, the runs of each, the first seed, and the runs that shrinking may take.
 
-    ``once``: only what the first of the modes has found is shrunk.
+    ``once``: of what the modes have found only the find with the fewest faults is shrunk.
     """
 
     modes: tuple[str, ...]

@@ -13,9 +13,7 @@ BUGS: Final = (
         title="The time at which a RETRY_AFTER is to try again is forgotten: the vCPU stays parked for ever",
         checks=frozenset({"no-stuck-exit", "deadline-kept"}),
         plan="decisions",
-        patches=(
-            Patch("host_agent.decisions", "    record.retry_ns = state.now_ns + decision.delay_ns\n", ""),
-        ),
+        patches=(Patch("host_agent.decisions", "    record.retry_ns = state.now_ns + decision.delay_ns\n", ""),),
     ),
     Bug(
         id="retry-at-once",

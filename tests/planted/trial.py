@@ -59,35 +59,37 @@ def main(argv: list[str] | None = None) -> int:
 def _control(name: str, bounds: Bounds) -> tuple[Find, ...]:
     """Whatever the healthy code is found guilty of is a find."""
     plan = name.removeprefix(CONTROL)
-    return tuple(_look(plan, mode, bounds, None) for mode in bounds.modes)
+    return tuple(_look(plan, mode, bounds, None)[0] for mode in bounds.modes)
 
 
 def _planted(bug: Bug, bounds: Bounds) -> tuple[Find, ...]:
     install(bug)
-    finds: list[Find] = []
-    for mode in bounds.modes:
-        shrunk = bounds.once and any(find.check for find in finds)
-        finds.append(_look(bug.plan, mode, replace(bounds, shrink=0) if shrunk else bounds, bug.checks))
-    return tuple(finds)
+    looked = [_look(bug.plan, mode, bounds, bug.checks) for mode in bounds.modes]
+    shrinks = [tried for _, tried in looked if tried is not None]
+    if bounds.once:
+        shrinks = sorted(shrinks, key=lambda tried: len(tried.result.fired))[:1]
+    return tuple(
+        replace(find, faults=_shrunk(tried, bounds.shrink)) if tried is not None and tried in shrinks else find
+        for find, tried in looked
+    )
 
 
-def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str] | None) -> Find:
-    """Search one plan in one mode until one of the checks does not hold; None for any, and no shrinking."""
+def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str] | None) -> tuple[Find, Tried | None]:
+    """Search one plan in one mode until one of the checks does not hold, None for any; with the run that shows it."""
     found = runs_of(mode, plan_of(name), runs=bounds.runs, seed=bounds.seed)
     while (tried := _next(found)) is not None:
         violation = tried.result.violation
         if violation is not None and (checks is None or violation.check in checks):
-            faults = _shrunk(tried.plan, tried.seed, violation.check, bounds.shrink) if checks is not None else None
-            return Find(
+            find = Find(
                 mode=mode,
                 runs=found.counts.runs,
                 check=violation.check,
                 text=violation.text,
                 plan=name,
                 varied=tried.varied,
-                faults=faults,
             )
-    return Find(mode=mode, runs=found.counts.runs, plan=name)
+            return find, tried
+    return Find(mode=mode, runs=found.counts.runs, plan=name), None
 
 
 def _next(found: Search) -> Tried | None:
@@ -103,12 +105,14 @@ def plan_of(name: str) -> plan_pb2.Plan:
     return load_plan(PLANS[name].read_text(encoding="utf-8"), PLANS[name].name)
 
 
-def _shrunk(plan: plan_pb2.Plan, seed: int, check: str, runs: int) -> int | None:
+def _shrunk(tried: Tried, runs: int) -> int:
     """How many faults still fire in the smallest run that shrinking finds."""
     from fault_lab.sim.shrink import Shrinker
 
-    shrunk = Shrinker(plan, seed, check, runs_max=runs).shrink() if runs else None
-    return len(shrunk.result.fired) if shrunk is not None else None
+    assert tried.result.violation is not None, "there is something to be kept"
+    shrunk = Shrinker(tried.plan, tried.seed, tried.result.violation.check, runs_max=runs).shrink()
+    assert shrunk is not None, "a run is the same each time"
+    return len(shrunk.result.fired)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,12 @@ class DeciderBook(Book):
 
     def before(self, host: HostNode, command: c.Command) -> None:
         """Whether a decision is about an exit that waits for one."""
-        found = host.machine.state.exits.get(command.exit) if isinstance(command, c.ResolveExit) else None
-        self._was_open = found is not None and command.request_id not in host.machine.state.requests
+        state = host.machine.state
+        self._was_open = (
+            isinstance(command, c.ResolveExit)
+            and command.exit in state.exits
+            and command.request_id not in state.requests
+        )
 
     def after(self, host: HostNode, command: c.Command, result: object, effects: list[Any]) -> None:  # noqa: ARG002
         """A decision that was taken is the holder's."""

@@ -1,8 +1,8 @@
 """Exits: that each step of one was decided or due, and has come to what was decided.
 
-    seen before --a step--> seen now        who is it by? a decision of the generation before, or the exit's own time
-    open, applying, paused                  the vCPU stands still in front of its write
-    resolved                                the write is there, or it is not, as the result says
+seen before --a step--> seen now        who is it by? a decision of the generation before, or the exit's own time
+open, applying, paused                  the vCPU stands still in front of its write
+resolved                                the write is there, or it is not, as the result says
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class _Seen:
 
 
 class ExitBook(Book):
-    """``attempts-are-decided``, ``deadline-kept``, ``decision-is-done``, ``parked-stands-still``,
-    ``cause-is-told``.
-    """
+    """``attempts-are-decided``, ``deadline-kept``, ``decision-is-done``, ``parked-stands-still``, ``cause-is-told``."""
 
     def __init__(self, fail: Fail) -> None:
         super().__init__(fail)
@@ -164,7 +162,9 @@ class ExitBook(Book):
         if wanted is not result:
             self._fail("decision-is-done", f"{record.name}: {decision.name} has come to {result.name}")
         written = (vcpu.xcr0, vcpu.fpstate.xfd) == (record.write.xcr0, record.write.xfd)
-        if (result is ExitResult.COMMITTED and not written) or (result in _NOT_WRITTEN and not _is_before(vcpu, record)):
+        if (result is ExitResult.COMMITTED and not written) or (
+            result in _NOT_WRITTEN and not _is_before(vcpu, record)
+        ):
             self._fail("decision-is-done", f"{record.name}: {result.name}, and the vCPU has {_registers(vcpu)}")
         for each in _killed(state, record):
             if each.state is not VcpuState.KILLED:
@@ -180,9 +180,10 @@ class ExitBook(Book):
         """An exit says what has failed last."""
         fired = [each.hit for each in effects if isinstance(each, FaultChanged) and each.kind == "FIRED"]
         for hit in fired:
-            cause = _CAUSES.get(hit.point) if hit is not None and hit.trigger in ("Xsetbv", "Wrmsr") else None
-            record = next((each for each in state.exits.values() if hit is not None and each.vcpu == hit.vcpu), None)
-            if cause is not None and record is not None and record.cause is not cause:
+            if hit is None or hit.trigger not in ("Xsetbv", "Wrmsr") or hit.point not in _CAUSES:
+                continue
+            record = next((each for each in state.exits.values() if each.vcpu == hit.vcpu), None)
+            if record is not None and record.cause is not _CAUSES[hit.point]:
                 self._fail("cause-is-told", f"{record.name}: {record.cause.name} after {hit.point} has failed")
 
 

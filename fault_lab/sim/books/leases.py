@@ -1,4 +1,4 @@
-"""Leases: a session, or a control, lasts as long as it was promised after the last word of its holder, and no longer."""
+"""Leases: a session, or a control, lasts as long as it was promised after its holder's last word, and no longer."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fault_lab.sim.books.book import Book
-
 from host_agent import commands as c
 from host_agent.exits import DecisionKind
 
@@ -37,5 +36,7 @@ class LimitBook(Book):
         vm = state.vms[command.exit.partition("/vcpus/")[0]]
         account = state.allocator.host if decision.scope == "host" else vm.kvm.account
         if account.limit_bytes is None or account.limit_bytes < decision.bytes:
-            text = f"{command.exit}: RAISE_LIMIT to {decision.bytes} bytes, and {account.name} has {account.limit_bytes}"
+            text = (
+                f"{command.exit}: RAISE_LIMIT to {decision.bytes} bytes, and {account.name} has {account.limit_bytes}"
+            )
             self._fail("decision-is-done", text)

@@ -90,7 +90,9 @@ class NumberBook(Book):
         vcpus = [vcpu for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
         there = {side.uid: side for vcpu in vcpus if isinstance(side := vcpu.agent, VcpuSide)}
         self._finals[host.name] = {
-            key: outcome for key, outcome in self._finals.get(host.name, {}).items() if _stands(there.get(key[0]), key[1])
+            key: outcome
+            for key, outcome in self._finals.get(host.name, {}).items()
+            if _stands(there.get(key[0]), key[1])
         }
 
 

@@ -35,5 +35,5 @@ class RefusalBook(Book):
 
 def _counted(state: HostState) -> tuple[int, ...]:
     vcpus = sum(len(vm.kvm.vcpus) for vm in state.vms.values())
-    kept = (state.sessions, state.controls, state.exits)
-    return len(state.vms), vcpus, *map(len, kept), state.epoch, state.allocator.host.used_bytes
+    kept = len(state.sessions), len(state.controls), len(state.exits)
+    return len(state.vms), vcpus, *kept, state.epoch, state.allocator.host.used_bytes
