@@ -74,6 +74,19 @@ BUGS: Final = (
         ),
     ),
     Bug(
+        id="lost-wake-up",
+        title="Who waits for an outcome is not told of one that is there already",
+        checks=frozenset({"guests-end"}),
+        plan="wakeup",
+        patches=(
+            Patch(
+                "fault_lab.sim.services",
+                "        if outcome.final:\n            return wire.guest_outcome(outcome)\n        self._waits",
+                "        self._waits",
+            ),
+        ),
+    ),
+    Bug(
         id="final-told-twice",
         title="A vCPU that is killed takes back the outcome that its last event has had",
         checks=frozenset({"final-once"}),

@@ -62,6 +62,23 @@ BUGS: Final = (
         ),
     ),
     Bug(
+        id="second-retry-forgotten",
+        title="Of an exit that fails again the retry is forgotten, and nobody decides any more",
+        checks=frozenset({"no-stuck-exit", "attempts-are-decided"}),
+        plan="shortage",
+        patches=(
+            Patch(
+                "host_agent.decisions",
+                "    record.retry_ns = None\n    record.attempt += 1\n",
+                "    if record.generation > 1:\n"
+                "        record.state, record.expires_ns = ExitState.APPLYING, None\n"
+                "        changed(state, record)\n"
+                "        return\n"
+                "    record.retry_ns = None\n    record.attempt += 1\n",
+            ),
+        ),
+    ),
+    Bug(
         id="deadline-ignored",
         title="A deadline passes and nothing happens: an exit that nobody decides about stays open",
         checks=frozenset({"deadline-kept", "no-stuck-exit"}),

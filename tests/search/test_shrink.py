@@ -16,8 +16,7 @@ from fault_lab.sim.run import simulate
 from fault_lab.sim.schedule import as_schedule
 from fault_lab.sim.shrink import Shrinker
 from fault_lab.sim.smaller import fewer, rounder, weaker
-from tests.search.plans import lost_wake_up, plan_of
-from tests.sim.mutants import lost_park
+from tests.search.plans import lost_park, lost_wake_up, plan_of
 from tests.sim.test_command import sim, stuck
 
 STORM, WAKEUP = plan_of("sim/storm.yaml"), plan_of("search/wakeup.yaml")
@@ -30,7 +29,7 @@ def test_what_is_left_of_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
     storm = plan_pb2.Plan()
     storm.CopyFrom(STORM)
     storm.phases.settle.duration.FromSeconds(20)
-    shrunk = Shrinker(storm, 2, "no-stuck-exit").shrink()
+    shrunk = Shrinker(storm, 2, "deadline-kept").shrink()
     assert shrunk is not None
     assert shrunk.exact
     plan = shrunk.plan
