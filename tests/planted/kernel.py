@@ -1,4 +1,4 @@
-"""The kernel's own bugs: every mutant of docs/museum, in the runs of tests/sim/museum; and one like them."""
+"""The kernel's own bugs: every mutant of docs/museum, in the runs of tests/sim/museum; and two like them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,37 @@ from tests.museum.mutants import MUTANTS
 from tests.planted.bug import Bug
 from tests.sim.museum.table import SHOWN
 
-_LIKE_THEM: Final = Bug(
-    id="spoilt-frame-taken",
-    title="sigreturn from a frame that cannot be restored clears the registers and tells nobody",
-    checks=frozenset({"sigreturn-brings-back"}),
-    plan="tasks",
-    patches=(
-        Patch(
-            "fpu_core.sigframe",
-            "        return True\n    fpu_clear_user_states(fpu)\n    return False\n",
-            "        return True\n    fpu_clear_user_states(fpu)\n    return True\n",
+_LIKE_THEM: Final = (
+    Bug(
+        id="spoilt-frame-taken",
+        title="sigreturn from a frame that cannot be restored clears the registers and tells nobody",
+        checks=frozenset({"sigreturn-brings-back"}),
+        plan="tasks",
+        patches=(
+            Patch(
+                "fpu_core.sigframe",
+                "        return True\n    fpu_clear_user_states(fpu)\n    return False\n",
+                "        return True\n    fpu_clear_user_states(fpu)\n    return True\n",
+            ),
+        ),
+    ),
+    Bug(
+        id="restored-from-elsewhere",
+        title="KVM_SET_XSAVE looks for components where a compacted image has them",
+        checks=frozenset({"restore-is-what-was-saved"}),
+        plan="state",
+        patches=(
+            Patch(
+                "fpu_core.uabi",
+                "    standard = config.table.offsets(bv, compacted=False)\n    image = image_offsets(fpstate, config)\n",
+                "    standard = config.table.offsets(bv, compacted=True)\n    image = image_offsets(fpstate, config)\n",
+            ),
         ),
     ),
 )
 
 BUGS: Final = (
-    _LIKE_THEM,
+    *_LIKE_THEM,
     *(
         Bug(
             id=each.id,
