@@ -76,6 +76,14 @@ ALWAYS: Final = {
     "decides-on-all": "a controller decides about every generation that it is shown, as long as it is the newest",
     "decider-in-charge": "who decides about a VM is its own controller, where it has one",
 }
+#: Those of them that books are kept for: what is right depends on earlier commands and on time.
+OF_BOOKS: Final = frozenset(
+    {
+        *("heard-in-order", "repeated-once", "attempts-are-decided", "retries-end", "deadline-kept"),
+        *("decision-is-done", "parked-stands-still", "cause-is-told", "leases-kept", "refused-changes-nothing"),
+        *("within-limits", "decides-on-newest", "decides-once", "decides-on-all", "decider-in-charge"),
+    }
+)
 #: At the end of ``settle``.
 EVENTUALLY: Final = {
     "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
@@ -94,9 +102,9 @@ class Violation(Exception):  # noqa: N818 -- what was found, and the point of it
 
 
 class Rules:
-    """The checks of one run and their books."""
+    """The checks of one run and their books; without ``books`` all but ``OF_BOOKS``."""
 
-    def __init__(self, world: World, always: Collection[str]) -> None:
+    def __init__(self, world: World, always: Collection[str], *, books: bool = True) -> None:
         self._world = world
         self._checked = frozenset(always) or frozenset(ALWAYS)
         #: Highest epoch handed out, newest session of each vCPU and newest control of each scope, by host.
@@ -114,18 +122,10 @@ class Rules:
         #: What an applied command found before it: the exits and their generations, the requests that were known.
         self._before: tuple[int, ExitState] | None = None
         self._known = False
-        #: The number that each agent's process heard of last, by the uid of the vCPU.
-        self._told: dict[tuple[str, int], int] = {}
         self.decisions: set[str] = set()
         self.deciders = DeciderBook(self.fail)
-        self._books: tuple[Book, ...] = (
-            self.deciders,
-            ExitBook(self.fail),
-            LeaseBook(self.fail),
-            LimitBook(self.fail),
-            NumberBook(self.fail),
-            RefusalBook(self.fail),
-        )
+        others = (ExitBook, LeaseBook, LimitBook, NumberBook, RefusalBook)
+        self._books: tuple[Book, ...] = (self.deciders, *(book(self.fail) for book in others)) if books else ()
 
     def fail(self, check: str, text: str) -> None:
         """A check does not hold; nothing to do where the plan leaves it out."""
@@ -333,10 +333,8 @@ class Rules:
         """An agent has heard an outcome."""
         if isinstance(outcome, Pending | Blocked) or self._world.host_of(guest.name).ephemeral:
             return
-        last = self._told.get((uid, guest.life))
-        if last is not None and seq not in (last, last + 1):
-            self.fail("heard-in-order", f"{vcpu}: event {seq} is heard of behind {last}")
-        self._told[uid, guest.life] = seq
+        for book in self._books:
+            book.heard(guest, vcpu, uid, seq)
         self._heard[uid] = max(seq, self._heard.get(uid, 0))
         earlier = self._finals.setdefault((uid, seq), outcome)
         if earlier != outcome:

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.museum.mutant import ROOT
 from tests.planted.bugs import BUGS
-from tests.planted.modes import MODES
+from tests.planted.modes import EXHAUSTIVE, MODES, WORLDS
 from tests.planted.outcome import Bounds, Tally, Trial
 from tests.planted.report import lines_of, markdown, mode_table
 from tests.planted.trial import CONTROL
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     runs, shrink = (args.runs or (20 if args.quick else 100)), (60 if args.quick else 300)
     bounds = Bounds(modes=modes, runs=runs, shrink=shrink, seed=args.seed, once=args.quick)
     says = sys.stderr if args.json or args.markdown else sys.stdout
-    plans = dict.fromkeys(BUGS[name].plan for name in names)
+    plans = [*dict.fromkeys(BUGS[name].plan for name in names), *(WORLDS if EXHAUSTIVE in modes else ())]
     for trial in _trials([f"{CONTROL}{plan}" for plan in plans], bounds, args.jobs):
         if trial.caught or trial.error:
             found = trial.caught[0] if trial.caught else None

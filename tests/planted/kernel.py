@@ -31,8 +31,8 @@ _LIKE_THEM: Final = (
         patches=(
             Patch(
                 "fpu_core.uabi",
-                "    standard = config.table.offsets(bv, compacted=False)\n    image = image_offsets(fpstate, config)\n",
-                "    standard = config.table.offsets(bv, compacted=True)\n    image = image_offsets(fpstate, config)\n",
+                "    standard = config.table.offsets(bv, compacted=False)\n    image =",
+                "    standard = config.table.offsets(bv, compacted=True)\n    image =",
             ),
         ),
     ),

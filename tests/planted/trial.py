@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from tests.museum.mutant import PatchError
 from tests.museum.watchdog import ends_within
 from tests.planted.bug import PLANS, Bug
 from tests.planted.bugs import BUGS
-from tests.planted.modes import runs_of
+from tests.planted.modes import EXHAUSTIVE, WORLDS, every_state_of, runs_of
 from tests.planted.outcome import Bounds, Find, Trial
 
 if TYPE_CHECKING:
@@ -59,12 +59,19 @@ def main(argv: list[str] | None = None) -> int:
 def _control(name: str, bounds: Bounds) -> tuple[Find, ...]:
     """Whatever the healthy code is found guilty of is a find."""
     plan = name.removeprefix(CONTROL)
-    return tuple(_look(plan, mode, bounds, None)[0] for mode in bounds.modes)
+    if plan in WORLDS:
+        return (_look_everywhere([plan], None),)
+    return tuple(_look(plan, mode, bounds, None)[0] for mode in bounds.modes if mode != EXHAUSTIVE)
 
 
 def _planted(bug: Bug, bounds: Bounds) -> tuple[Find, ...]:
     install(bug)
-    looked = [_look(bug.plan, mode, bounds, bug.checks) for mode in bounds.modes]
+    looked = [
+        (_look_everywhere(WORLDS, bug.checks), None)
+        if mode == EXHAUSTIVE
+        else _look(bug.plan, mode, bounds, bug.checks)
+        for mode in bounds.modes
+    ]
     shrinks = [tried for _, tried in looked if tried is not None]
     if bounds.once:
         shrinks = sorted(shrinks, key=lambda tried: len(tried.result.fired))[:1]
@@ -90,6 +97,24 @@ def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str] | None) 
             )
             return find, tried
     return Find(mode=mode, runs=found.counts.runs, plan=name), None
+
+
+def _look_everywhere(worlds: Sequence[str], checks: Collection[str] | None) -> Find:
+    """Go through every state of some small worlds, one after the other: each counts as a run."""
+    for runs, world in enumerate(worlds, 1):
+        with ends_within(_RUN_S):
+            try:
+                explored = every_state_of(world)
+            except Exception:
+                if checks is None:
+                    raise
+                continue  # what is planted may be more than an exploration can take apart
+            for found in explored.violations:
+                if checks is None or found.check in checks:
+                    made = explored.counterexample(found) if checks is not None else None
+                    hits = len(made.plan.schedule.hits) if made is not None else None
+                    return Find(mode=EXHAUSTIVE, runs=runs, check=found.check, text=found.text, plan=world, faults=hits)
+    return Find(mode=EXHAUSTIVE, runs=len(worlds), plan=worlds[-1])
 
 
 def _next(found: Search) -> Tried | None:

@@ -41,17 +41,6 @@ def lost_wake_up(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(services.METHODS, "WaitOutcome", replace(services.METHODS["WaitOutcome"], handler=wait_outcome))
 
 
-def lost_park(patch: pytest.MonkeyPatch) -> None:
-    """The time at which a RETRY_AFTER is to try again is forgotten: the vCPU stays parked for ever."""
-
-    def retry_after(state: HostState, _vcpu: Vcpu, record: ExitRecord, _decision: Decision) -> None:
-        record.state = ExitState.APPLYING
-        record.expires_ns = None
-        exit_desk.changed(state, record)
-
-    patch.setitem(decisions._EFFECTS, DecisionKind.RETRY_AFTER, retry_after)
-
-
 def forgets_the_second_retry(patch: pytest.MonkeyPatch) -> None:
     """Of an exit that fails again the retry is forgotten: its vCPU stays parked for ever."""
     real = decisions._EFFECTS[DecisionKind.RETRY]

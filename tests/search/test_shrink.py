@@ -16,7 +16,8 @@ from fault_lab.sim.run import simulate
 from fault_lab.sim.schedule import as_schedule
 from fault_lab.sim.shrink import Shrinker
 from fault_lab.sim.smaller import fewer, rounder, weaker
-from tests.search.plans import lost_park, lost_wake_up, plan_of
+from tests.search.plans import lost_wake_up, plan_of
+from tests.sim.mutants import lost_park
 from tests.sim.test_command import sim, stuck
 
 STORM, WAKEUP = plan_of("sim/storm.yaml"), plan_of("search/wakeup.yaml")

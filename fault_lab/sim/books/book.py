@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fault_lab.sim.guest import GuestNode
     from fault_lab.sim.host import HostNode
     from host_agent.commands import Command
 
@@ -24,6 +25,9 @@ class Book:
 
     def after(self, host: HostNode, command: Command, result: object, effects: list[Any]) -> None:
         """It was applied, or refused: then ``result`` is the ``Refused``."""
+
+    def heard(self, guest: GuestNode, vcpu: str, uid: str, seq: int) -> None:
+        """An agent has heard the final outcome of an event."""
 
     def recovered(self, host: HostNode) -> None:
         """The host knows what its journal has and nothing else."""

@@ -11,11 +11,12 @@ from host_agent.events import Outcome, RejectedOutcome
 from host_agent.state import HostState, VcpuSide
 
 if TYPE_CHECKING:
+    from fault_lab.sim.guest import GuestNode
     from fault_lab.sim.host import HostNode
 
 
 class NumberBook(Book):
-    """``repeated-once``, and ``final-once`` as a host says it."""
+    """``repeated-once``, ``heard-in-order``, and ``final-once`` as a host says it."""
 
     def __init__(self, fail: Fail) -> None:
         super().__init__(fail)
@@ -25,6 +26,8 @@ class NumberBook(Book):
         self._remembered: dict[tuple[str, int], Outcome] = {}
         self._answered: tuple[object] | None = None
         self._done: dict[str, set[str]] = {}
+        #: The number that an agent's process heard of last, by the uid of the vCPU and the process.
+        self._told: dict[tuple[str, int], int] = {}
 
     def before(self, host: HostNode, command: c.Command) -> None:
         """Look up what the command repeats."""
@@ -82,6 +85,13 @@ class NumberBook(Book):
         if kept is None or kept[1] is not result:
             self._fail("repeated-once", f"{request_id}: what {type(command).__name__} was answered is not remembered")
         done.add(request_id)
+
+    def heard(self, guest: GuestNode, vcpu: str, uid: str, seq: int) -> None:
+        """A process hears of its numbers one after the other."""
+        last = self._told.get((uid, guest.life))
+        if last is not None and seq not in (last, last + 1):
+            self._fail("heard-in-order", f"{vcpu}: event {seq} is heard of behind {last}")
+        self._told[uid, guest.life] = seq
 
     def recovered(self, host: HostNode) -> None:
         """What was lost with the process was not said to anybody, and may come otherwise."""
