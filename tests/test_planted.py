@@ -78,7 +78,7 @@ def test_what_the_healthy_code_is_found_guilty_of_ends_it(
 
     monkeypatch.setattr(command, "_trials", trials)
     assert command.main(["lost-gp"]) == 1
-    assert tried == ["control:decisions"]
+    assert tried == ["control:decisions", "control:small-growth", "control:small-processes"]
     assert capsys.readouterr().out == "control:decisions: pct, seed 4: numbers-once: twice\n"
 
 
