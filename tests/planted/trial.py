@@ -104,18 +104,18 @@ def _look(name: str, mode: str, bounds: Bounds, checks: Collection[str] | None) 
 def _look_everywhere(worlds: Sequence[str], checks: Collection[str] | None) -> Find:
     """Go through every state of some small worlds, one after the other: each counts as a run."""
     for runs, world in enumerate(worlds, 1):
-        with ends_within(_WORLD_S):
-            try:
+        try:
+            with ends_within(_WORLD_S):
                 explored = every_state_of(world)
-            except Exception:
-                if checks is None:
-                    raise
-                continue  # what is planted may be more than an exploration can take apart, or never end
-            for found in explored.violations:
-                if checks is None or found.check in checks:
-                    made = explored.counterexample(found) if checks is not None else None
-                    hits = len(made.plan.schedule.hits) if made is not None else None
-                    return Find(mode=EXHAUSTIVE, runs=runs, check=found.check, text=found.text, plan=world, faults=hits)
+        except Exception:
+            if checks is None:
+                raise
+            continue  # what is planted may be more than an exploration can take apart, or never end
+        for found in explored.violations:
+            if checks is None or found.check in checks:
+                made = explored.counterexample(found) if checks is not None else None
+                hits = len(made.plan.schedule.hits) if made is not None else None
+                return Find(mode=EXHAUSTIVE, runs=runs, check=found.check, text=found.text, plan=world, faults=hits)
     return Find(mode=EXHAUSTIVE, runs=len(worlds), plan=worlds[-1])
 
 
