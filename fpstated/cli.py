@@ -24,7 +24,7 @@ Kind = Literal["auto", "kvm", "script"]
 Order = Literal["xfd-armed-first", "xcr0-first-with-xfd-0"]
 
 #: Commands that have others below them.
-_GROUPS: Final = ("campaign", "certs", "ctl", "faults", "journal", "sim")
+_GROUPS: Final = ("campaign", "certs", "ctl", "faults", "journal", "live", "sim")
 
 
 def _group(name: str) -> typer.Typer:
@@ -40,6 +40,8 @@ def _group(name: str) -> typer.Typer:
             from fpstated.faults_command import faults as group
         case "journal":
             from fpstated.journal_cli import journal as group
+        case "live":
+            from fpstated.live.app import live as group
         case _:
             from fpstated.sim.app import sim as group
     return group
@@ -70,7 +72,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 
 app.command("proxy")(proxy)
 

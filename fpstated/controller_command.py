@@ -85,6 +85,7 @@ def _config(settings: Settings) -> ControllerConfig:
             lease_s=settings["lease"],
             policies=parse_policies(settings["policy"]),
             seed=settings["seed"],
+            fault_points=settings["fault-points"],
         )
     except ValueError as error:
         field, _, rest = str(error).partition(": expected ")

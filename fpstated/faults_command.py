@@ -1,4 +1,4 @@
-"""``fpstated faults``: the fault points there are, and plans: check, show, hash, export. No host is needed for any."""
+"""``fpstated faults``: the fault points there are, and plans: check, show, hash, export; arm and disarm at a host."""
 
 from __future__ import annotations
 
@@ -151,3 +151,65 @@ def export(
         print(made.script(failcmd=failcmd), end="")
         if not made.faults:
             raise ValueError("nothing of this plan can be had on a kernel")
+
+
+HostAddress = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="The host, unix:PATH or HOST:PORT, started with --faults.")
+]
+
+
+@faults.command()
+def arm(
+    plan: PlanFile,
+    host: HostAddress = "",
+    lease: Annotated[
+        float,
+        typer.Option(metavar="S", help="Seconds; renewed until Ctrl-C. 0: armed for good, and this ends at once."),
+    ] = 10.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
+    phase: Annotated[str, typer.Option(help="Whose faults: warm, chaos, heal or settle.")] = "chaos",
+) -> None:
+    """Arm a plan's faults at a live host's own points. When this ends, or dies, they are gone with their leases."""
+    with _complaints("arm"):
+        from fault_lab.live.arming import arm as arm_there
+        from fault_lab.live.arming import hold, stopped_by_signal
+        from fault_lab.plan.resolve import PHASES
+
+        if phase not in PHASES:
+            raise ValueError(f"--phase: expected one of {', '.join(PHASES)}, got {phase!r}")
+        if lease and not 0.1 <= lease <= 86_400:
+            raise ValueError(f"--lease: expected 0, or 0.1 to 86,400 seconds, got {lease:g}")
+        loaded, address = load_named_plan(plan), host or _default_address()
+        armed, left = arm_there(loaded, address, seed, phase=phase, lease_s=lease)
+        for name in left:
+            print(f"not armed: {name}: of another phase, or of a point that `fpstated live run` has", file=sys.stderr)
+        for name, there in armed.items():
+            print(f"{name}: {there}", flush=True)
+        if not lease or not armed:
+            return
+        with stopped_by_signal() as stop:
+            hold(address, loaded.name, lease_s=lease, until=stop)
+
+
+@faults.command()
+def disarm(plan: PlanFile, host: HostAddress = "") -> None:
+    """Disarm what `arm` of the same plan has armed, whoever did it."""
+    with _complaints("disarm"):
+        from fault_lab.live.arming import disarmed
+
+        print(f"{disarmed(host or _default_address(), load_named_plan(plan).name)} faults disarmed")
+
+
+@faults.command()
+def halt(host: HostAddress = "") -> None:
+    """Disarm every fault of a live host, whoever armed it."""
+    with _complaints("halt"):
+        from fault_lab.live.arming import disarmed
+
+        print(f"{disarmed(host or _default_address())} faults disarmed")
+
+
+def _default_address() -> str:
+    from fpstated.address import default_address
+
+    return default_address()

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 
 from fpstated.command_log import CommandLog
 from fpstated.host_config import HostRun
@@ -17,8 +18,11 @@ from fpstated.sd_notify import sd_notify, watchdog_s
 from fpstated.timeline import TimelineLine
 from host_agent.errors import Refused
 from host_agent.journal.errors import JournalError
+from host_agent.journal.fault_disk import FaultDisk
+from host_agent.journal.journal import JournalOptions
 from host_agent.service.address import AddressError
 from host_agent.service.credentials import CredentialsError
+from host_agent.service.fault_points import FaultPoints
 from host_agent.service.server import HostServer
 from host_agent.timeline import HostLine, HostTimeline
 
@@ -47,7 +51,7 @@ def run_host(run: HostRun) -> int:
 
 async def _serve(run: HostRun) -> int:
     server = HostServer(
-        run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp, journal=run.journal
+        run.config, run.listen, options=run.options, allow_insecure_tcp=run.insecure_tcp, journal=_on_disk(run)
     )
     failed = server.agent.failed
     stop = _on_signal()  # before anybody hears that it is ready, and may stop it
@@ -68,6 +72,14 @@ async def _serve(run: HostRun) -> int:
         watchdog.cancel()
         del lane
     return 1 if failed.is_set() else 0
+
+
+def _on_disk(run: HostRun) -> JournalOptions | None:
+    """The journal, on a disk that somebody may break where the host was started so."""
+    if run.journal is None or not run.fault_points:
+        return run.journal
+    disk = FaultDisk("fpstated-faults", FaultPoints(run.fault_points, run.config.host).errno)
+    return replace(run.journal, vfs=disk.name, before_commit=disk.before_commit)
 
 
 async def _watchdog() -> None:

@@ -32,6 +32,8 @@ class HostRun:
     insecure_tcp: bool = False
     #: Where the host's history is; None for a host in memory.
     journal: JournalOptions | None = None
+    #: Who is asked at the points of the disk under the journal; empty for nobody.
+    fault_points: str = ""
     #: Receives every command as a line; like lane H it shows what is applied, which may be a commit ahead of the disk.
     record: Path | None = None
     #: Lane H as JSON lines on standard output, after a first line ``{"ready": ADDRESS}``.
@@ -51,6 +53,7 @@ def host_run(settings: Settings, default_address: str) -> HostRun:
         listen=settings["listen"] or default_address,
         insecure_tcp=settings["insecure-tcp"],
         journal=journal_options(settings),
+        fault_points=fault_points(settings),
         record=settings["record"],
         timeline=settings["timeline"],
         grace_s=settings["grace"],
@@ -98,6 +101,14 @@ def journal_options(settings: Settings) -> JournalOptions | None:
     except StateDirError as error:
         raise ConfigError(str(error)) from error
     return JournalOptions(directory=directory, snapshot_every=settings["snapshot-every"], history=settings["history"])
+
+
+def fault_points(settings: Settings) -> str:
+    """Say who is asked at points outside of the machine. Raises ``ConfigError`` where faults are not allowed."""
+    address: str = settings["fault-points"]
+    if address and not settings["faults"]:
+        raise ConfigError(f"{settings.source('fault-points')}: expected --faults with it")
+    return address
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -56,6 +56,7 @@ LAB = (
     "fault_lab.injection",
     "fault_lab.linear",
     "fault_lab.live",
+    "fault_lab.pictures",
     "fault_lab.plan",
     "fault_lab.search",
     "fault_lab.sim",
@@ -128,10 +129,14 @@ RULES = (
     Rule(package="fault_lab.campaign",
          ours=("fpstate", "fpstated", "host_agent.journal", "fault_lab.plan", "fault_lab.search", "fault_lab.sim"),
          third_party=("google", "distributed", "ray")),
-    # The same plans on real processes: faults outside of the host, and the wire between them.
+    # The same plans on real processes: what starts, breaks and follows them, and the wire between them.
     Rule(package="fault_lab.live",
-         ours=(*EVERYTHING, "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.sim"),
+         ours=(*EVERYTHING, "host_agent.service", "vmm_controller.policy", "fault_lab.injection", "fault_lab.wire",
+               "fault_lab.plan", "fault_lab.linear", "fault_lab.sim"),
          third_party=(*WIRE, "hpack")),
+    # Pictures of what was recorded: text in, text out.
+    Rule(package="fault_lab.pictures",
+         ours=("fault_lab.injection", "fault_lab.sim", "fpu_core", "host_agent"), pure=True),
     # What authors of tests import.
     Rule(package="fault_lab",
          ours=(*EVERYTHING, *LAB),

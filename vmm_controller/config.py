@@ -33,6 +33,8 @@ class ControllerConfig:
     call_timeout_s: float = 10.0
     #: Whether exits that somebody paused are decided too; normally they wait for a person.
     decide_paused: bool = False
+    #: Who is asked at the point controller.decide, a gRPC target; empty: nobody, and nothing goes wrong on purpose.
+    fault_points: str = ""
     #: How long to wait before the host is tried again.
     reconnect: Backoff = field(default_factory=Backoff)
 

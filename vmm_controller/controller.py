@@ -25,6 +25,7 @@ from fpstate.v1 import exit_pb2_grpc as pb_grpc
 from fpstated.link.trace import TraceContext, event_trace_of, in_one_trace, trace_metadata
 from vmm_controller.config import ControllerConfig
 from vmm_controller.control import Control
+from vmm_controller.decision_point import DecisionPoint
 from vmm_controller.desk import ExitDesk, Key, key_of
 from vmm_controller.error import CallError, typed_errors
 from vmm_controller.exit_proto import decision_to_proto, exit_from_proto
@@ -61,6 +62,7 @@ class Controller:
         self._tell = on_event
         self._stub: pb_grpc.ExitServiceAsyncStub = pb_grpc.ExitServiceStub(channel)
         self._draw = seeded_draw(config.seed)
+        self._points = DecisionPoint(config.fault_points, config.name)
         self._control = Control(self._stub, config, self._draw, on_event)
         self._source = ExitSource(self._stub, config.scope, call_timeout_s=config.call_timeout_s)
         self._desk = ExitDesk(decide_paused=config.decide_paused)
@@ -201,10 +203,21 @@ class Controller:
         decision = self._choose(view)
         if decision is None:
             return
+        trouble = await self._points.decide(decision)
+        if trouble.late_s:
+            await asyncio.sleep(trouble.late_s)
+        assert self._group is not None, "exits are decided about under control only"
+        for nr, other in enumerate(trouble.besides(view, decision), 1):
+            self._group.create_task(self._send(view, other, f"/{nr}"))
+        if not trouble.lost:
+            await self._send(view, decision)
+
+    async def _send(self, view: ExitView, decision: Decision, copy: str = "") -> None:
+        """Send a decision; ``copy`` makes its request id another one's than the decision's own."""
         self._tell(decision_event(view, decision))
         with in_one_trace() as trace:
             try:
-                after, event_trace = await self._resolve(view, decision)
+                after, event_trace = await self._resolve(view, decision, copy)
             except CallError as error:
                 await self._refused(view, decision, error)
             else:
@@ -222,7 +235,7 @@ class Controller:
             self._tell(left_event(view, "the policy has no decision"))
         return decision
 
-    async def _resolve(self, view: ExitView, decision: Decision) -> tuple[ExitView, TraceContext | None]:
+    async def _resolve(self, view: ExitView, decision: Decision, copy: str) -> tuple[ExitView, TraceContext | None]:
         """Send the decision until the host has answered; the same request each time.
 
         Returns the exit after it, and the trace of the guest's event that led to it, where the host knows that.
@@ -232,7 +245,7 @@ class Controller:
             generation=view.generation,
             control=self._control.name,
             control_epoch=self._control.epoch,
-            request_id=_request_id(view, self._control),
+            request_id=_request_id(view, self._control) + copy,
             decision=decision_to_proto(decision),
             decided_by=self._config.name,
             reason=f"by policy: {view.cause.name}, attempt {view.attempt}",

@@ -13,6 +13,7 @@ from typing import Any, Final
 from fault_lab.injection.action import Drop
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault, FaultTable
+from fault_lab.sim.books import Books
 from fault_lab.sim.rules import Rules
 from host_agent.journal.shapes import RECORDS, fields_of
 from host_agent.kvm.cpuid import GuestCpuid
@@ -67,6 +68,8 @@ def forked_rules(rules: Rules) -> Rules:
     for name, value in vars(rules).items():
         if isinstance(value, dict | set):
             setattr(made, name, value.copy())
+        elif isinstance(value, Books):
+            setattr(made, name, value.copied(made.fail))
     return made
 
 

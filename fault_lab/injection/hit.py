@@ -83,3 +83,12 @@ class Window:
             and (self.until_ns is None or ns < self.until_ns)
             and (self.until_events is None or events < self.until_events)
         )
+
+    def later(self, ns: int, events: int) -> Window:
+        """The same window, for somebody who begins to count so long, and so many events, later."""
+        return Window(
+            after_ns=max(0, self.after_ns - ns),
+            until_ns=None if self.until_ns is None else max(0, self.until_ns - ns),
+            after_events=max(0, self.after_events - events),
+            until_events=None if self.until_events is None else max(0, self.until_events - events),
+        )

@@ -245,7 +245,7 @@ def _decide(history: VcpuHistory, call: _Call) -> Iterator[What]:
         history.unmodelled = history.unmodelled or "MIGRATE is not in the model"
     elif op["vcpu"] == history.vcpu:
         # Who asks again hears how the exit is by then.
-        left = call.result["state"] if call.result is not None and call.attempts == 1 else None
+        left = call.result.get("state") if call.result is not None and call.attempts == 1 else None
         yield Decide(op["seq"], op["generation"], decision, left)
     elif decision != "HIDE_FEATURE":
         yield _TO_OTHERS[decision]

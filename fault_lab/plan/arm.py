@@ -22,22 +22,26 @@ def arm_requests(
     Seeds and picks are those that the same seed has in a simulated run. Points of the world are the runner's.
     """
     planned = planned_faults(plan, plan.seed if seed is None else seed)
-    return {
-        each.fault.name: _request(each, lease_ns)
-        for each in planned
-        if phase in each.phases and FAULT_POINTS[each.fault.point].seat is Seat.HOST
-    }
+    return {each.fault.name: arm_request(each, lease_ns) for each in planned if phase in each.phases and is_hosts(each)}
 
 
-def _request(planned: PlannedArm, lease_ns: int) -> fault_pb2.ArmFaultRequest:
-    fault = planned.fault
+def is_hosts(planned: PlannedArm) -> bool:
+    """Whether a host is asked itself, and not whoever runs the plan."""
+    return FAULT_POINTS[planned.fault.point].seat is Seat.HOST
+
+
+def arm_request(
+    planned: PlannedArm, lease_ns: int = 0, *, since_ns: int = 0, since_events: int = 0
+) -> fault_pb2.ArmFaultRequest:
+    """Return what arms a fault so long, and so many events, after the beginning that the plan's windows count from."""
+    fault, window = planned.fault, planned.fault.window.later(since_ns, since_events)
     made = fault_pb2.Fault(
         point=fault.point,
         scope=scope_to_proto(fault.selector, fault.owner),
         attributes=attributes_to_proto(fault.attributes),
         action=action_to_proto(fault.action),
         lease=duration(lease_ns) if lease_ns else None,
-        window=window_to_proto(fault.window) if fault.window != Window() else None,
+        window=window_to_proto(window) if window != Window() else None,
         gate_ppm=fault.gate_ppm if fault.gate_ppm != PPM else None,
     )
     return fault_pb2.ArmFaultRequest(fault=made)

@@ -51,7 +51,8 @@ _LOOK_AGAIN: Final = frozenset({"EXIT_ALREADY_RESOLVED", "EXIT_STALE_GENERATION"
 _LIST_AGAIN: Final = frozenset({"LIMIT_REACHED", "REVISION_IN_FUTURE"})
 #: How late a decision is that others overtake, for each of them.
 _OVERTAKEN_NS: Final = _S // 100
-_OTHERS: Final[tuple[Decision, ...]] = (InjectGp(), Retry(), Pause(), KillVcpu(), Defer())
+#: What a contradiction may say instead.
+OTHERS: Final[tuple[Decision, ...]] = (InjectGp(), Retry(), Pause(), KillVcpu(), Defer())
 
 
 class ControllerNode(Node):
@@ -235,7 +236,7 @@ class ControllerNode(Node):
                     self._child(self._resolve(view, decision, held, f"{request_id}/copy-{copy}"))
             case Corrupt() if found is not None:
                 others = [
-                    each for each in _OTHERS if each.kind in view.allowed_decisions and each.kind is not decision.kind
+                    each for each in OTHERS if each.kind in view.allowed_decisions and each.kind is not decision.kind
                 ]
                 if others:
                     other = others[found[1].draw(found[2], "other", low=0, high=len(others) - 1)]

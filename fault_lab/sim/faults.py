@@ -16,7 +16,7 @@ from fpstate.fault.v1 import plan_pb2
 from fault_lab.injection.action import Action, Delay, Drop
 from fault_lab.injection.attributes import FaultAttributes
 from fault_lab.injection.draw import PPM, subseed
-from fault_lab.injection.hit import Hit, Window
+from fault_lab.injection.hit import Hit
 from fault_lab.injection.points import FAULT_POINTS, Seat
 from fault_lab.injection.table import ArmedFault, FaultTable
 from fault_lab.plan.numbered import FORCED, Fired, Forced, NumberedFaults, Watch, forced
@@ -156,14 +156,7 @@ def _is_at_host(fault: ArmedFault) -> bool:
 
 def _arming(fault: ArmedFault, host: HostNode, left: FaultAttributes | None = None) -> ArmFault:
     """The command; a plan's windows count from the beginning of the run, a machine's from the arming."""
-    now_ns, revision, window = host.now_ns, host.machine.state.revision, fault.window
-    until_ns, until_events = window.until_ns, window.until_events
-    shifted = Window(
-        after_ns=max(0, window.after_ns - now_ns),
-        until_ns=None if until_ns is None else max(0, until_ns - now_ns),
-        after_events=max(0, window.after_events - revision),
-        until_events=None if until_events is None else max(0, until_events - revision),
-    )
+    shifted = fault.window.later(host.now_ns, host.machine.state.revision)
     return ArmFault(
         point=fault.point,
         action=fault.action,

@@ -54,8 +54,8 @@ _PAUSE_NS: Final = (_S // 10, 2 * _S)
 _RESTART_NS: Final = _S
 _XTILE_DATA: Final = 18
 #: An event that was rejected so is not this agent's to send any more.
-_NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP", "OUTCOME_FORGOTTEN"})
-_EXISTS: Final = frozenset({"VM_EXISTS", "VCPU_EXISTS"})
+NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP", "OUTCOME_FORGOTTEN"})
+EXISTS: Final = frozenset({"VM_EXISTS", "VCPU_EXISTS"})
 
 
 class _GivenUpError(Exception):
@@ -192,7 +192,7 @@ class GuestNode(Node):
         patience = _Patience(self)
         while True:
             reply = yield Call(method, command, _CALL_NS)
-            if not isinstance(reply, Refusal) or reply.reason in _EXISTS:
+            if not isinstance(reply, Refusal) or reply.reason in EXISTS:
                 return
             # The permission was asked for by an earlier process, and the first vCPU has locked it.
             if method == "RequestPermission" and reply.metadata.get("errnoName") == "EBUSY":
@@ -321,7 +321,7 @@ class GuestNode(Node):
         if isinstance(answer.outcome, Rejected):
             if answer.taken < seq:
                 port.ledger.untake(seq)
-            if answer.outcome.refusal.reason in _NOT_OURS:
+            if answer.outcome.refusal.reason in NOT_OURS:
                 raise _GivenUpError(answer.outcome.refusal)
         outcome: Outcome = answer.outcome
         return outcome

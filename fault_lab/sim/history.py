@@ -4,8 +4,9 @@
 
 ``t`` is virtual nanoseconds. Calls are as Jepsen has them: ``invoke``, then one of ``ok``, ``fail`` (it has not
 happened) and ``info`` (it may or may not have happened, or may happen still). The rest says what went wrong on purpose
-(``fault``), what was sent (``message``), what was decided (``decision``), how exits went on (``exit``), what became of
-nodes (``node``) and guests (``guest``), and where phases begin (``phase``).
+(``fault``), which messages have arrived or never will (``message``, with the time at which each was sent), which links
+hold them (``link``), what a command made of a vCPU (``vcpu``), what was decided (``decision``), how exits went on
+(``exit``), what became of nodes (``node``) and guests (``guest``), and where phases begin (``phase``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Iterator
 
 #: Hexadecimal digits of a line's place in the chain.
 _LINK = 16
+#: An encoder made once: ``json.dumps`` makes one a call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class History:
@@ -30,7 +33,7 @@ class History:
         """Write a record and return its number; what follows is caused by it."""
         n = len(self.lines)
         record = {"n": n, "t": t_ns, "cause": self.cause, "type": kind, **fields}
-        line = json.dumps(record, separators=(",", ":"))
+        line = _encode(record)
         self.lines.append(line)
         self._hasher.update(line.encode())
         self.cause = n

@@ -20,6 +20,7 @@ from fault_lab.sim.agenda import Entry
 from fault_lab.sim.faults import CountingTable
 from fault_lab.sim.host_tasks import plays_of
 from fault_lab.sim.journal import Logged, ModelledJournal
+from fault_lab.sim.lens import VcpuLens
 from fault_lab.sim.node import Node
 from fault_lab.sim.preemption import EndlessError
 from fault_lab.sim.rpc import Exchange, StreamExchange
@@ -58,6 +59,7 @@ class HostNode(Node):
         self._timer: Entry | None = None
         self._timer_ns: int | None = None
         self._digest_before = ""
+        self._lens = VcpuLens(world, self.name)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ class HostNode(Node):
         self.machine, self._watch = machine, watch
         if self.journal.records:
             self.world.record("node", node=self.name, state="recovered", records=self.journal.durable)
+        self._lens.look(machine.state)
         self.world.rules.recovered(self)
 
     def _new_machine(self) -> HostMachine:
@@ -171,6 +174,7 @@ class HostNode(Node):
         machine.state.effects = []
         self.journal.append(Logged(now_ns, command, machine.state.revision, outcome))
         self._note_fired()
+        self._lens.look(machine.state)
         self.world.rules.after(self, command, result, effects)
         if self._watch is not None:
             self._watch.ended(command, result)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fpstate.fault.v1 import plan_pb2
@@ -46,6 +47,9 @@ class Message:
     stream: int | None = None
     #: Whether a second copy means anything to its receiver.
     doubles: bool = False
+    #: The call that it belongs to, as the history numbers it, and when it was sent.
+    call: int = 0
+    sent_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -86,8 +90,10 @@ class Network:
         link = self._link(source, to)
         link.sent += 1
         nr = link.sent
+        message.sent_ns = self._world.now_ns
         extra_ns = 0
         if message.stream in link.torn:
+            self._record(link, message, lost="torn")
             return
         found = self._world.hit("link.message", link.name, message.what)
         if found is not None:
@@ -97,7 +103,7 @@ class Network:
                     self._lose(link, message)
                     return
                 case Corrupt():
-                    message.deliver = message.broken
+                    message.what, message.deliver = f"{message.what}, broken", message.broken
                 case Delay(min_ns=ns):
                     extra_ns = ns
                 case Duplicate(copies=copies) if message.doubles:
@@ -125,9 +131,20 @@ class Network:
         if message.stream is not None:
             at_ns = link.last_ns[message.stream] = max(at_ns, link.last_ns.get(message.stream, 0))
             kind = f"stream {message.stream}"
-        self._world.at(at_ns, link.to, message.what, message.deliver, f"{link.name} {kind}")
+        self._world.at(at_ns, link.to, message.what, partial(self._arrives, link, message), f"{link.name} {kind}")
+
+    def _arrives(self, link: _Link, message: Message) -> None:
+        up = link.to not in self._world.nodes or self._world.nodes[link.to].up
+        self._record(link, message, lost="" if up else "down")
+        message.deliver()
+
+    def _record(self, link: _Link, message: Message, *, lost: str) -> None:
+        """Write down that a message has arrived, or why it never will."""
+        fields = {"link": link.name, "what": message.what, "call": message.call, "sent": message.sent_ns}
+        self._world.record("message", **fields, **({"lost": lost} if lost else {}))
 
     def _lose(self, link: _Link, message: Message) -> None:
+        self._record(link, message, lost="dropped")
         if message.stream is not None:
             link.torn.add(message.stream)
             self._world.after(_KEEPALIVE_NS, link.to, f"{message.what} is missed", message.broken)
@@ -150,10 +167,12 @@ class Network:
 
     def _hold(self, link: _Link, fault: str, ns: int) -> None:
         link.held_by = fault
+        self._world.record("link", link=link.name, state="held", fault=fault)
         if ns:
             self._world.after(ns, "", f"{link.name} carries again", lambda: self._let_go(link))
 
     def _let_go(self, link: _Link) -> None:
+        self._world.record("link", link=link.name, state="carries", fault=link.held_by)
         link.held_by = None
         held, link.held = link.held, []
         for message in held:

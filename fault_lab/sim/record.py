@@ -1,12 +1,12 @@
 """A recorded run as a file: what it was made from, its history line by line, and its certificate.
 
-    {"sim": 1, "rules": 2, "version": "0.1.0", "seed": 7, "plan_sha256": "...", "plan": {...}}
+    {"sim": 3, "rules": 2, "version": "0.1.0", "seed": 7, "plan_sha256": "...", "plan": {...}}
     {"n": 0, "t": 0, ..., "chain": "..."}
     ...
     {"certificate": {...}}
 
 A replay runs the plan again and compares record by record. It refuses a file of other rules: what differs then says
-nothing.
+nothing. The file of a live run has ``"live": true`` in its head; no replay leads there again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Recorded:
     plan: plan_pb2.Plan
     seed: int
     lines: Sequence[str]
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,10 @@ class Replayed:
     now: str = ""
 
 
-def record_lines(plan: plan_pb2.Plan, result: RunResult) -> Iterator[str]:
-    """The lines of the file, without line feeds."""
-    head = {"sim": SIM_VERSION, "rules": RULES_VERSION, "version": __version__, "seed": result.seed}
+def record_lines(plan: plan_pb2.Plan, result: RunResult, *, live: bool = False) -> Iterator[str]:
+    """The lines of the file, without line feeds. ``live``: of real processes, which no replay leads to again."""
+    head: dict[str, object] = {"live": True} if live else {}
+    head |= {"sim": SIM_VERSION, "rules": RULES_VERSION, "version": __version__, "seed": result.seed}
     yield json.dumps({**head, "plan_sha256": result.plan_hash, "plan": json.loads(canonical_json(plan))})
     yield from chained(result.lines)
     yield json.dumps({"certificate": result.certificate})
@@ -80,7 +82,7 @@ def read_record(text: str) -> Recorded:
     for number, (line, right) in enumerate(zip(body, chained(plain), strict=True), 2):
         if line != right:
             raise RecordError(f"line {number}: its chain does not fit the lines before")
-    return Recorded(plan, seed, plain)
+    return Recorded(plan, seed, plain, live=head.get("live") is True)
 
 
 def _object(line: str, number: int) -> dict[str, Any]:

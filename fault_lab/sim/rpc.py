@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fault_lab.sim.node import Node
 
 #: Statuses after which a caller does not know whether the call was carried out.
-_UNKNOWN: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"})
+UNKNOWN: Final = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 #: Those of them that a client's own gRPC makes when no answer came.
-_NO_ANSWER: Final = _UNKNOWN - {"UNKNOWN"}
+_NO_ANSWER: Final = UNKNOWN - {"UNKNOWN"}
 #: gRPC's own words: a connection that was reset or refused, a deadline.
 RESET: Final = Refusal("UNAVAILABLE", "the connection was reset")
 REFUSED: Final = Refusal("UNAVAILABLE", "the connection was refused")
@@ -60,7 +60,9 @@ class Exchange:
         reached(SEND, self, self._send, instead=self.finish, again=self._send)
 
     def _send(self) -> None:
-        message = Message(f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True)
+        message = Message(
+            f"{self.method} request", self._arrives, lambda: self._broken(RESET), doubles=True, call=self.id
+        )
         self.client.world.network.send(self.client.name, self.host.name, message)
 
     def _arrives(self) -> None:
@@ -79,7 +81,7 @@ class Exchange:
 
     def answer(self, reply: object) -> None:
         """The host's answer, which may leave."""
-        message = Message(f"{self.method} reply", lambda: self._hear(reply), lambda: self.finish(RESET))
+        message = Message(f"{self.method} reply", lambda: self._hear(reply), lambda: self.finish(RESET), call=self.id)
         self.client.world.network.send(self.host.name, self.client.name, message)
 
     def _hear(self, reply: object) -> None:
@@ -98,7 +100,7 @@ class Exchange:
         world = self.client.world
         world.open_calls.pop(self.id, None)
         refused = isinstance(reply, Refusal)
-        kind = "ok" if not refused else "info" if _code(reply) in _UNKNOWN else "fail"
+        kind = "ok" if not refused else "info" if _code(reply) in UNKNOWN else "fail"
         said = f"{_code(reply)} {reply.reason}".strip() if isinstance(reply, Refusal) else world.brief(reply)
         heard = {} if refused else world.result(self.request, reply)
         world.record(kind, process=self.process, f=self.method, call=self.id, value=said, **heard)
@@ -128,7 +130,9 @@ class StreamExchange(Exchange):
 
     def push(self, message: object) -> None:
         """One more answer, which may leave."""
-        on_way = Message(f"{self.method} message", lambda: self._arrived(message), lambda: self.finish(RESET), self.id)
+        on_way = Message(
+            f"{self.method} message", lambda: self._arrived(message), lambda: self.finish(RESET), self.id, call=self.id
+        )
         self.client.world.network.send(self.host.name, self.client.name, on_way)
 
     def _arrived(self, message: object) -> None:
@@ -154,7 +158,7 @@ class StreamExchange(Exchange):
             self._inbox.append(lambda: self.finish(reply))
             self._next()
 
-        last = Message(f"{self.method} status", arrived, lambda: self.finish(RESET), self.id)
+        last = Message(f"{self.method} status", arrived, lambda: self.finish(RESET), self.id, call=self.id)
         self.client.world.network.send(self.host.name, self.client.name, last)
 
     def finish(self, reply: object) -> None:

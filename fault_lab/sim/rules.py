@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from fault_lab.sim.books.book import Book
-from fault_lab.sim.books.deciders import DeciderBook
-from fault_lab.sim.books.exits import ExitBook
-from fault_lab.sim.books.leases import LeaseBook
-from fault_lab.sim.books.limits import LimitBook
-from fault_lab.sim.books.numbers import NumberBook
-from fault_lab.sim.books.refusals import RefusalBook
+from fault_lab.sim.books import Books
+from fault_lab.sim.shelf.book import Book
+from fault_lab.sim.shelf.deciders import DeciderBook
+from fault_lab.sim.shelf.exits import ExitBook
+from fault_lab.sim.shelf.leases import LeaseBook
+from fault_lab.sim.shelf.limits import LimitBook
+from fault_lab.sim.shelf.numbers import NumberBook
+from fault_lab.sim.shelf.refusals import RefusalBook
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Blocked, Outcome, Pending, Refusal
 from guest_agent.report import Outcome as Ending
@@ -76,7 +77,7 @@ ALWAYS: Final = {
     "decides-on-all": "a controller decides about every generation that it is shown, as long as it is the newest",
     "decider-in-charge": "who decides about a VM is its own controller, where it has one",
 }
-#: Those of them that books are kept for: what is right depends on earlier commands and on time.
+#: Those of them that the books of the shelf are for: what is right depends on earlier commands and on time.
 OF_BOOKS: Final = frozenset(
     {
         *("heard-in-order", "repeated-once", "attempts-are-decided", "retries-end", "deadline-kept"),
@@ -102,30 +103,28 @@ class Violation(Exception):  # noqa: N818 -- what was found, and the point of it
 
 
 class Rules:
-    """The checks of one run and their books; without ``books`` all but ``OF_BOOKS``."""
+    """The checks of one run and their books; without ``books`` (those of the shelf) all but ``OF_BOOKS``."""
 
     def __init__(self, world: World, always: Collection[str], *, books: bool = True) -> None:
         self._world = world
         self._checked = frozenset(always) or frozenset(ALWAYS)
-        #: Highest epoch handed out, newest session of each vCPU and newest control of each scope, by host.
-        self._epochs: dict[str, int] = {}
+        self._books = Books(self.fail)
+        #: Newest session of each vCPU and newest control of each scope, by host.
         self._sessions: dict[tuple[str, str], int] = {}
         self._controls: dict[tuple[str, str], int] = {}
         self._scopes: dict[str, str] = {}
         self._acknowledged_epochs: dict[str, int] = {}
-        #: The number taken last by (host, uid of a vCPU), and by uid the highest that its agent knows the outcome of.
-        self._taken: dict[tuple[str, str], int] = {}
-        self._heard: dict[str, int] = {}
-        self._finals: dict[tuple[str, int], Outcome] = {}
-        self._decided: dict[tuple[str, str, int], str] = {}
-        self._exits: dict[tuple[str, str], tuple[int, str]] = {}
         #: What an applied command found before it: the exits and their generations, the requests that were known.
         self._before: tuple[int, ExitState] | None = None
         self._known = False
-        self.decisions: set[str] = set()
         self.deciders = DeciderBook(self.fail)
         others = (ExitBook, LeaseBook, LimitBook, NumberBook, RefusalBook)
-        self._books: tuple[Book, ...] = (self.deciders, *(book(self.fail) for book in others)) if books else ()
+        self._shelf: tuple[Book, ...] = (self.deciders, *(book(self.fail) for book in others)) if books else ()
+
+    @property
+    def decisions(self) -> set[str]:
+        """The kinds of all decisions that were applied."""
+        return self._books.decisions
 
     def fail(self, check: str, text: str) -> None:
         """A check does not hold; nothing to do where the plan leaves it out."""
@@ -136,7 +135,7 @@ class Rules:
 
     def before(self, host: HostNode, command: c.Command) -> None:
         """Look at what a decision is about before it is applied."""
-        for book in self._books:
+        for book in self._shelf:
             book.before(host, command)
         self._before = None
         if isinstance(command, c.ResolveExit):
@@ -159,7 +158,7 @@ class Rules:
             case c.ResolveExit() if not refused:
                 self._resolved(host, command)
             case c.AcquireControl() if not refused:
-                self._epoch(host, getattr(result, "epoch", 0))
+                self._books.epoch_given(host.name, getattr(result, "epoch", 0))
                 self._controls[host.name, command.scope] = getattr(result, "epoch", 0)
                 self._scopes[getattr(result, "name", "")] = command.scope
             case _:
@@ -167,19 +166,13 @@ class Rules:
         for effect in effects:
             match effect:
                 case VcpusTaken(epoch=epoch, vcpus=vcpus):
-                    self._epoch(host, epoch)
+                    self._books.epoch_given(host.name, epoch)
                     self._sessions.update(((host.name, vcpu), epoch) for vcpu in vcpus)
                 case _:
                     pass
         self._failures(effects, result)
-        for book in self._books:
+        for book in self._shelf:
             book.after(host, command, result, effects)
-
-    def _epoch(self, host: HostNode, epoch: int) -> None:
-        last = self._epochs.get(host.name, 0)
-        if epoch <= last:
-            self.fail("epochs-rise", f"{host.name} hands out epoch {epoch} after {last}")
-        self._epochs[host.name] = epoch
 
     def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
         state = host.machine.state
@@ -193,15 +186,13 @@ class Rules:
                 continue
             newest = self._sessions.get((host.name, event.vcpu), 0)
             side = state.side(vcpu)
-            last = self._taken.get((host.name, side.uid), 0)
+            last = self._books.taken.get((host.name, side.uid), 0)
             now = side.next_seq - 1
             if now == last:
                 continue
             if command.epoch < newest:
                 self.fail("epochs-fence", f"{event.vcpu}: event {now} of epoch {command.epoch} is taken after {newest}")
-            if now != last + 1 or event.seq != now:
-                self.fail("numbers-once", f"{event.vcpu}: event {event.seq} is taken as {now} behind {last}")
-            self._taken[host.name, side.uid] = now
+            self._books.event_taken((host.name, side.uid), event.vcpu, event.seq, now)
 
     def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
         """A decision that was applied has changed its exit in this very revision."""
@@ -222,13 +213,7 @@ class Rules:
         newest = self._controls.get((host.name, self._scopes.get(command.control, "")), 0)
         if command.control_epoch < newest:
             self.fail("epochs-fence", f"{record.name}: a decision of epoch {command.control_epoch} after {newest}")
-        key = record.vcpu_uid, record.name, command.generation
-        earlier = self._decided.get(key)
-        if earlier is not None:
-            text = f"{record.name}, generation {command.generation}: {kind} after {earlier}"
-            self.fail("one-decision-a-generation", text)
-        self._decided[key] = kind
-        self.decisions.add(kind)
+        self._books.decision_applied((record.vcpu_uid, record.name), record.name, command.generation, kind)
 
     def _failures(self, effects: list[Any], result: object) -> None:
         """Each growth that a fault made fail has parked its vCPU, or has brought its exit a new generation."""
@@ -251,13 +236,7 @@ class Rules:
         record = state.exits.get(name) or state.resolved_exits.get(name)
         if record is None:
             return
-        key = record.vcpu_uid, record.name
-        last = self._exits.get(key)
-        if last is not None and last[1] in ("resolved", "cancelled") and record.open:
-            self.fail("one-exit-a-failure", f"{name} is open again after it was {last[1]}")
-        if last is not None and record.generation < last[0]:
-            self.fail("one-exit-a-failure", f"{name} goes from generation {last[0]} back to {record.generation}")
-        self._exits[key] = record.generation, record.state.value
+        self._books.exit_is((record.vcpu_uid, record.name), name, record.generation, record.state.value)
         self._world.record(
             "exit",
             node=host.name,
@@ -288,24 +267,21 @@ class Rules:
     def recovered(self, host: HostNode) -> None:
         """A host has come back: the books follow what it has, and what was acknowledged must be in there."""
         state = host.machine.state
-        for book in self._books:
+        for book in self._shelf:
             book.recovered(host)
         if host.ephemeral:
-            self._epochs.pop(host.name, None)
+            self._books.epochs.pop(host.name, None)
             self._acknowledged_epochs.pop(host.name, None)
             self._forget(host)
             return
         known = self._acknowledged_epochs.get(host.name, 0)
         if state.epoch < known:
             self.fail("acknowledged-is-there", f"{host.name} is at epoch {state.epoch}, and has handed out {known}")
-        self._epochs[host.name] = state.epoch
+        self._books.epochs[host.name] = state.epoch
         vcpus = [vcpu for vm in state.vms.values() for vcpu in vm.kvm.vcpus.values()]
         mine = {side.uid: side for vcpu in vcpus if isinstance(side := vcpu.agent, VcpuSide)}
         for uid, side in mine.items():
-            self._taken[host.name, uid] = side.next_seq - 1
-            if side.next_seq <= self._heard.get(uid, 0):
-                text = f"{uid} expects event {side.next_seq}, and event {self._heard[uid]} was acknowledged"
-                self.fail("acknowledged-is-there", text)
+            self._books.expects((host.name, uid), uid, side.next_seq)
         self._sessions = {key: value for key, value in self._sessions.items() if key[0] != host.name}
         self._controls = {key: value for key, value in self._controls.items() if key[0] != host.name}
         for session in state.sessions.values():
@@ -315,17 +291,19 @@ class Rules:
         there: dict[tuple[str, str], ExitRecord] = {}
         for record in (*state.exits.values(), *state.resolved_exits.values()):
             there[record.vcpu_uid, record.name] = record
-        self._exits = {key: (record.generation, record.state.value) for key, record in there.items()}
-        self._decided = {
-            key: kind for key, kind in self._decided.items() if key[:2] in there and key[2] in there[key[:2]].winners
+        books = self._books
+        books.exits = {key: (record.generation, record.state.value) for key, record in there.items()}
+        books.decided = {
+            key: kind for key, kind in books.decided.items() if key[:2] in there and key[2] in there[key[:2]].winners
         }
 
     def _forget(self, host: HostNode) -> None:
         """A host without a journal begins anew, and gives its vCPUs the uids that it gave before."""
-        self._taken = {key: number for key, number in self._taken.items() if key[0] != host.name}
+        books = self._books
+        books.taken = {key: number for key, number in books.taken.items() if key[0] != host.name}
         elsewhere = {name for name in self._world.guests if self._world.host_of(name) is not host}
-        self._exits = {key: each for key, each in self._exits.items() if _vm_of(key[1]) in elsewhere}
-        self._decided = {key: each for key, each in self._decided.items() if _vm_of(key[1]) in elsewhere}
+        books.exits = {key: each for key, each in books.exits.items() if _vm_of(key[1]) in elsewhere}
+        books.decided = {key: each for key, each in books.decided.items() if _vm_of(key[1]) in elsewhere}
 
     # -- guests --------------------------------------------------------------------------------------------------------
 
@@ -333,12 +311,9 @@ class Rules:
         """An agent has heard an outcome."""
         if isinstance(outcome, Pending | Blocked) or self._world.host_of(guest.name).ephemeral:
             return
-        for book in self._books:
+        for book in self._shelf:
             book.heard(guest, vcpu, uid, seq)
-        self._heard[uid] = max(seq, self._heard.get(uid, 0))
-        earlier = self._finals.setdefault((uid, seq), outcome)
-        if earlier != outcome:
-            self.fail("final-once", f"{vcpu}: event {seq} was {earlier}, and is {outcome}")
+        self._books.outcome_heard(uid, vcpu, seq, outcome)
 
     def guest_ended(self, guest: GuestNode, vcpu: str, report: ScriptReport) -> None:
         """A script has come to its end."""
@@ -347,7 +322,7 @@ class Rules:
 
     def heard_through(self, uid: str) -> int:
         """The highest number of a vCPU, by its uid, whose outcome its agent knows; 0 for none."""
-        return self._heard.get(uid, 0)
+        return self._books.heard.get(uid, 0)
 
     def rejected(self, guest: GuestNode, vcpu: str, refusal: Refusal) -> None:
         """A script's event was found to be a mistake."""

@@ -23,7 +23,7 @@ from fpstated._version import __version__
 from host_agent.journal.record import RULES_VERSION
 
 #: Raised when the same plan and seed may lead to another history.
-SIM_VERSION: Final = 2
+SIM_VERSION: Final = 3
 _FIRED: Final = "fired:"
 #: The check of what everybody heard, after the run.
 LINEARIZABLE: Final = "linearizable"

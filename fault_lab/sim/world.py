@@ -46,7 +46,7 @@ _LONG_NS: Final = 10_000 * 24 * 3600 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
-class _Limit:
+class PhaseLimit:
     """How long a phase takes: until a moment, or until so many steps, or, without either, until the world rests."""
 
     ns: int
@@ -90,7 +90,7 @@ class World:
         self._host_of = {f"vms/{each.name}": self.hosts[each.host or first] for each in there.vms}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in there.controllers}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in plan.workload.readers}
-        self._limits = self._phase_limits()
+        self._limits = phase_limits(plan)
         self._steps_max = plan.budget.events if plan.budget.HasField("events") else _EVENTS
         virtual = plan.budget.HasField("virtual_time")
         self._ns_max = duration_ns("budget", plan.budget.virtual_time, most=_LONG_NS) if virtual else _VIRTUAL_NS
@@ -162,6 +162,7 @@ class World:
                 return True  # the event finds nobody: a message is refused, a timer is of another life
             case Pause(for_ns=ns):
                 node.paused_until_ns = self.now_ns + ns
+                self.record("node", node=node.name, state="paused", until=node.paused_until_ns)
                 self.at(node.paused_until_ns, entry.node, entry.what, run, entry.lane)
                 return False
             case _:
@@ -268,7 +269,7 @@ class World:
                     node.clock_changed()
                 node.start()
 
-    def _until(self, limit: _Limit) -> None:
+    def _until(self, limit: PhaseLimit) -> None:
         """Let everything happen that is due within the phase."""
         end_ns = min(self.now_ns + limit.ns, self._ns_max)
         last = self._steps_max if limit.events is None else min(self.steps + limit.events, self._steps_max)
@@ -305,19 +306,19 @@ class World:
             if host.up:
                 self.faults.arm(host)
 
-    def _phase_limits(self) -> dict[str, _Limit]:
-        phases = self.plan.phases
-        return {
-            "warm": _limit(phases.warm if phases.HasField("warm") else None, 0),
-            "chaos": _limit(phases.chaos if phases.HasField("chaos") else None, _CHAOS_NS, rests=True),
-            "heal": _limit(phases.heal if phases.HasField("heal") else None, 0),
-            "settle": replace(
-                _limit(phases.settle if phases.HasField("settle") else None, _SETTLE_NS), until_rest=True
-            ),
-        }
+
+def phase_limits(plan: plan_pb2.Plan) -> dict[str, PhaseLimit]:
+    """How long each phase of a plan takes."""
+    phases = plan.phases
+    return {
+        "warm": _limit(phases.warm if phases.HasField("warm") else None, 0),
+        "chaos": _limit(phases.chaos if phases.HasField("chaos") else None, _CHAOS_NS, rests=True),
+        "heal": _limit(phases.heal if phases.HasField("heal") else None, 0),
+        "settle": replace(_limit(phases.settle if phases.HasField("settle") else None, _SETTLE_NS), until_rest=True),
+    }
 
 
-def _limit(phase: plan_pb2.Phase | None, absent_ns: int, *, rests: bool = False) -> _Limit:
+def _limit(phase: plan_pb2.Phase | None, absent_ns: int, *, rests: bool = False) -> PhaseLimit:
     """How long a phase takes; ``rests``: where it says nothing itself, it ends when the world rests."""
     timed = phase is not None and phase.HasField("duration")
     events = phase.events if phase is not None and phase.HasField("events") else None
@@ -325,4 +326,4 @@ def _limit(phase: plan_pb2.Phase | None, absent_ns: int, *, rests: bool = False)
         ns = duration_ns("duration", phase.duration, most=_LONG_NS)
     else:
         ns = absent_ns if events is None else _LONG_NS
-    return _Limit(ns, events, rests and not timed and events is None)
+    return PhaseLimit(ns, events, rests and not timed and events is None)

@@ -62,6 +62,13 @@ _JOURNAL: Final = (
         help="Records kept beyond those that a start may need.",
     ),
 )
+_FAULT_POINTS: Final = Setting(
+    key="fault-points",
+    kind=text("ADDRESS"),
+    default="",
+    default_text="none",
+    help="Ask here (FaultService.Evaluate) what is to go wrong at points outside of a host's machine: docs/live.md.",
+)
 _TIMELINE: Final = Setting(
     key="timeline", kind=switch(), default=False, help="Write the timeline as JSON lines to standard output."
 )
@@ -138,6 +145,7 @@ HOST: Final = Table(
             help="Seconds a VM stands still for a migration before this host, its source, goes on with it.",
         ),
         Setting(key="faults", kind=switch(), default=False, help="Let fault points be armed over the wire."),
+        _FAULT_POINTS,
         Setting(
             key="check-invariants", kind=switch(), default=False, help="Check every invariant after every command."
         ),
@@ -268,6 +276,7 @@ CONTROLLER: Final = Table(
             default_text="none",
             help="Serve Prometheus metrics and /healthz over HTTP here, on loopback. Needs fpstated[host].",
         ),
+        _FAULT_POINTS,
         _TIMELINE,
         *_LOG,
     ),

@@ -6,11 +6,16 @@ import typer
 
 from fpstated.sim.branch import branch
 from fpstated.sim.check import check
+from fpstated.sim.coverage import coverage
+from fpstated.sim.diff import diff
 from fpstated.sim.explore import explore
+from fpstated.sim.explorer import explorer
+from fpstated.sim.perfetto import perfetto
 from fpstated.sim.replay import replay
 from fpstated.sim.run import run
 from fpstated.sim.search import search
 from fpstated.sim.shrink import shrink
+from fpstated.sim.timeline import timeline
 
 sim = typer.Typer(
     help="The simulated world: a plan on a virtual clock, checked after every step.",
@@ -26,3 +31,8 @@ sim.command()(search)
 sim.command()(shrink)
 sim.command()(check)
 sim.command()(explore)
+sim.command()(timeline)
+sim.command()(coverage)
+sim.command()(explorer)
+sim.command()(perfetto)
+sim.command()(diff)

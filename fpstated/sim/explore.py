@@ -13,6 +13,9 @@ from fpstated.faults_command import PlanFile
 from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan, say
 
 if TYPE_CHECKING:
+    from fpstate.fault.v1 import plan_pb2
+
+    from fault_lab.explore.bounds import Bounds
     from fault_lab.explore.counterexample import Counterexample
     from fault_lab.explore.run import Explored
 
@@ -44,10 +47,7 @@ def explore(
     """Explore a plan. Status 0: clean, and the space is exhausted; 1: a check fails; 2: clean, but cut by a bound."""
     with complaints("explore"):
         from fault_lab.explore.bounds import Bounds
-        from fault_lab.explore.cast import ExploreError
         from fault_lab.explore.graph import graph_json
-        from fault_lab.explore.run import explore as explore_plan
-        from fault_lab.sim.rules import EVENTUALLY
 
         bounds = Bounds(
             depth=depth,
@@ -63,14 +63,28 @@ def explore(
         loaded = loaded_plan(plan)
         if liveness and not no_symmetry:
             raise UsageError("--liveness: expected --no-symmetry with it: a guest must not stand in for another one")
-        try:
-            explored = explore_plan(loaded, bounds, liveness=tuple(EVENTUALLY) if liveness else ())
-        except ExploreError as error:
-            raise UsageError(str(error)) from error
+        explored = explored_plan(loaded, bounds, liveness=liveness)
         if graph is not None:
             graph.write_text(graph_json(explored), encoding="utf-8")
-        _report(plan, explored, output, as_json=as_json)
-        raise typer.Exit(VIOLATION if explored.violations else OK if explored.exhausted else UNKNOWN)
+        raise typer.Exit(report_explored(plan, explored, output, as_json=as_json))
+
+
+def explored_plan(plan: plan_pb2.Plan, bounds: Bounds, *, liveness: bool = False) -> Explored:
+    """Explore a plan. Raises ``UsageError`` for what is no small world."""
+    from fault_lab.explore.cast import ExploreError
+    from fault_lab.explore.run import explore as begin
+    from fault_lab.sim.rules import EVENTUALLY
+
+    try:
+        return begin(plan, bounds, liveness=tuple(EVENTUALLY) if liveness else ())
+    except ExploreError as error:
+        raise UsageError(str(error)) from error
+
+
+def report_explored(plan: str, explored: Explored, output: Path | None, *, as_json: bool) -> int:
+    """Say what was found, write the plan of the first violation to ``output``, and return the status."""
+    _report(plan, explored, output, as_json=as_json)
+    return VIOLATION if explored.violations else OK if explored.exhausted else UNKNOWN
 
 
 def _report(plan: str, explored: Explored, output: Path | None, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +26,7 @@ _NUMBER = re.compile(r"\d+")
 
 def search(
     plan: PlanFile,
-    mode: Annotated[
-        str, typer.Option(metavar="MODE", help="random, swarm, fail-nth, pairs, pct; the plan's own by default.")
-    ] = "",
+    mode: Annotated[str, typer.Option(metavar="MODE", help="random, swarm, fail-nth, pairs, pct, exhaustive.")] = "",
     runs: Annotated[int, typer.Option(metavar="N", help="At most so many runs.", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The first seed; the plan's own by default.")] = None,
     depth: Annotated[int, typer.Option(metavar="D", help="For pct: the depth of bugs looked for.", max=100)] = 0,
@@ -47,9 +46,7 @@ def search(
         try:
             chosen = mode_of(mode) if mode else own.mode or mode_of("random")
             if chosen == mode_of("exhaustive"):  # goes over states, and not over runs
-                raise UsageError(
-                    "mode exhaustive: expected a mode that goes over runs; this release has no other search"
-                )
+                raise typer.Exit(_explored(plan, loaded, runs or own.runs, output, as_json=as_json))
             found = begin(
                 loaded,
                 chosen,
@@ -74,6 +71,22 @@ def search(
         print(report.end, file=sys.stderr if as_json else sys.stdout)
         counts = found.counts
         raise typer.Exit(VIOLATION if counts.violations else UNKNOWN if unseen or counts.unknown else OK)
+
+
+def _explored(name: str, plan: plan_pb2.Plan, states: int, output: Path | None, *, as_json: bool) -> int:
+    """Every order within the plan's budget: ``fpstated sim explore`` has all of the bounds."""
+    from fault_lab.explore.bounds import Bounds
+    from fpstated.sim.explore import explored_plan, report_explored
+
+    bounds = Bounds()
+    if states:
+        bounds = replace(bounds, states=states)
+    if plan.budget.HasField("faults"):
+        bounds = replace(bounds, faults=plan.budget.faults)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        output /= f"{plan.name}-1.json"
+    return report_explored(name, explored_plan(plan, bounds), output, as_json=as_json)
 
 
 class _Report:

@@ -15,6 +15,8 @@ import typer
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
+    from fault_lab.pictures.recording import Recording
+
 #: All is well; a check does not hold (or a replay went another way); nothing can be said or the words are wrong; the
 #: simulator itself is wrong.
 OK: Final = 0
@@ -28,8 +30,8 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def complaints(command: str, group: str = "sim") -> Iterator[None]:
-    """What is wrong with a plan or the words is status 2, with the simulator 3."""
+def complaints(command: str, group: str = "sim", machine: str = "the simulator") -> Iterator[None]:
+    """What is wrong with a plan or the words is status 2, with the simulator, or what else runs plans, 3."""
     if find_spec("yaml") is None or find_spec("numpy") is None:
         say(command, group, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
         raise typer.Exit(UNKNOWN)
@@ -47,13 +49,24 @@ def complaints(command: str, group: str = "sim") -> Iterator[None]:
         raise typer.Exit(UNKNOWN) from None
     except Exception:  # noqa: BLE001 -- whatever it is: a run that breaks has found nothing
         traceback.print_exc()
-        say(command, group, "a bug of the simulator, see above")
+        say(command, group, f"a bug of {machine}, see above")
         raise typer.Exit(BROKEN) from None
 
 
 def say(command: str, group: str, text: str) -> None:
     """A line on standard error."""
     print(f"fpstated {group} {command}: {text}", file=sys.stderr)
+
+
+@contextmanager
+def recording(file: Path) -> Iterator[Recording]:
+    """A recorded run to be drawn; what cannot be drawn is named with its file."""
+    from fault_lab.pictures.recording import PictureError, read_recording
+
+    try:
+        yield read_recording(file.read_text(encoding="utf-8"))
+    except (PictureError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 def loaded_plan(name: str) -> plan_pb2.Plan:

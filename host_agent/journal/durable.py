@@ -92,7 +92,9 @@ class DurableJournal:
             room=lambda: self._call(self._room_again),
             failed=lambda error: self._call(self._fail, error),
         )
-        self._writer = Writer(self._store, listener, probe_interval_s=options.probe_interval_s)
+        self._writer = Writer(
+            self._store, listener, probe_interval_s=options.probe_interval_s, before_commit=options.before_commit
+        )
         self._keeper = SnapshotKeeper(options, self._writer, self._call)
         self._keeper.count(recovered.events)
 

@@ -9,6 +9,7 @@ never waits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,9 +18,13 @@ from host_agent.commands import Command
 from host_agent.state import HostState
 
 
+def nothing() -> None:
+    """What happens before a commit where nobody breaks anything on purpose."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalOptions:
-    """Where a journal is and how it is kept. ``vfs`` is the SQLite VFS it is opened with: a test's, that fails."""
+    """Where a journal is and how it is kept. ``vfs`` is the SQLite VFS it is opened with: one that fails on purpose."""
 
     directory: Path
     #: Guest events and other commands between two snapshots: what a start has to replay at most, or a little more.
@@ -29,6 +34,8 @@ class JournalOptions:
     #: How often a full disk is tried again, in seconds.
     probe_interval_s: float = 1.0
     vfs: str = ""
+    #: Called on the writer's thread before each group of records is written.
+    before_commit: Callable[[], None] = nothing
 
 
 class Journal(Protocol):

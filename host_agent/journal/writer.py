@@ -16,6 +16,7 @@ from typing import Final
 
 from host_agent.durations import Durations
 from host_agent.journal.errors import JournalError, StorageFailedError, StorageFullError
+from host_agent.journal.journal import nothing
 from host_agent.journal.store import Store
 
 #: Pages (4 KiB) in the WAL before they are brought into the file, between two commits.
@@ -68,8 +69,16 @@ class _Room(enum.Enum):
 class Writer:
     """Owns the store from ``start`` to ``close``. ``append``, ``run`` and ``resume`` never block."""
 
-    def __init__(self, store: Store, listener: Listener, *, probe_interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        listener: Listener,
+        *,
+        probe_interval_s: float = 1.0,
+        before_commit: Callable[[], None] = nothing,
+    ) -> None:
         self._store = store
+        self._before_commit = before_commit
         self._listener = listener
         self._probe_interval_s = probe_interval_s
         self.commits = Commits()
@@ -150,6 +159,7 @@ class Writer:
         if not taken.records:
             return
         last = taken.records[-1][0]
+        self._before_commit()
         begin_s = time.perf_counter()
         try:
             self._store.append(taken.records, last, taken.crc)

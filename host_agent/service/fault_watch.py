@@ -8,6 +8,8 @@ from typing import Final
 
 from fpstate.fault.v1 import fault_pb2
 
+from fault_lab.injection.hit import Hit
+from fault_lab.wire.action import action_to_proto
 from host_agent.commands import Command
 from host_agent.effects import Effect, FaultChanged
 from host_agent.journal.errors import StorageFullError
@@ -106,10 +108,16 @@ class FaultWatchers:
 
 def change(state: HostState, effect: FaultChanged) -> fault_pb2.WatchFaultsResponse:
     """A change as the stream has it, with the fault's counts now."""
-    owner = effect.fault.owner
-    return fault_pb2.WatchFaultsResponse(
-        header=header(state),
-        kind=_KINDS[effect.kind],
-        fault=fault_to_proto(effect.fault),
-        hit_scope=hit_to_proto(effect.hit, owner) if effect.hit is not None else None,
-    )
+    fault, hit = effect.fault, effect.hit
+    made = fault_pb2.WatchFaultsResponse(header=header(state), kind=_KINDS[effect.kind], fault=fault_to_proto(fault))
+    if hit is not None:
+        made.hit_scope.CopyFrom(hit_to_proto(hit, fault.owner))
+        made.hit = _number(state, hit)
+        made.action.CopyFrom(action_to_proto(fault.drawn_action(hit)))
+    return made
+
+
+def _number(state: HostState, hit: Hit) -> int:
+    """Which of its entity's hits it is; who counts all of them has a fault there that never fires."""
+    there = (fault for fault in state.faults.armed.values() if fault.point == hit.point)
+    return max((fault.entity_hits.get(hit.entity, 0) for fault in there), default=0)

@@ -51,10 +51,17 @@ def test_for_machines() -> None:
 
 
 def test_words_that_cannot_be_right() -> None:
-    """Status 2 and the modes; the one that is no search over runs is named."""
-    _, err = sim("search", "every-nth", "--mode", "exhaustive", status=2)
-    assert err.startswith("fpstated sim search: mode exhaustive: expected a mode that goes over runs")
+    """Status 2 and the modes."""
     _, err = sim("search", "every-nth", "--mode", "luck", status=2)
     assert err == (
         "fpstated sim search: mode: expected one of random, swarm, fail-nth, pairs, pct, exhaustive, got 'luck'\n"
     )
+
+
+def test_the_exhaustive_mode_goes_over_states() -> None:
+    """Every order of a small world, by the plan's own budget; its bounds are those of ``sim explore``."""
+    out, _ = sim("search", "small-growth", "--mode", "exhaustive")
+    assert out == sim("explore", "small-growth")[0]
+    assert out.startswith("no violation within bounds: ")
+    out, _ = sim("search", "small-growth", "--mode", "exhaustive", "--runs", "100", status=2)
+    assert "100 states" in out

@@ -248,6 +248,7 @@ async def test_watching(world: World) -> None:
     assert (fired.fault.fired, fired.fault.attributes.times) == (1, 0)
     assert (fired.hit_scope.vcpu, fired.hit_scope.trigger) == ("vms/a/vcpus/0", "Xsetbv")
     assert fired.hit_scope.xfeatures == 1 << 18
+    assert (fired.hit, fired.action) == (1, fired.fault.action)
 
 
 async def test_a_watcher_that_does_not_read_is_given_up() -> None:

@@ -139,18 +139,22 @@ class _Call:
 
 
 class _Answer(_Call, Future):
-    """One reply, which is heard when its caller takes it."""
+    """One reply, which is heard when its caller takes it: once, and by all who take it, as the same."""
 
-    _asked = False
+    def __init__(self, calls: CallFaults, call: Any, path: str, until: float | None) -> None:  # noqa: ANN401
+        super().__init__(calls, call, path, until)
+        self._asked = False
+        self._asking = threading.Lock()
 
     def result(self, timeout: float | None = None) -> Any:  # noqa: ANN401
         """The reply."""
-        if self._failed is not None:
-            raise self._failed
         error = self._call.exception(timeout)
-        if not self._asked:
-            self._asked = True
-            self._heard(self._call.code() if error is not None else grpc.StatusCode.OK)
+        with self._asking:  # a caller's own thread and gRPC's, which calls back, may both be here
+            if self._failed is not None:
+                raise self._failed
+            if not self._asked:
+                self._asked = True
+                self._heard(self._call.code() if error is not None else grpc.StatusCode.OK)
         return self._call.result(timeout)
 
     def exception(self, timeout: float | None = None) -> Any:  # noqa: ANN401

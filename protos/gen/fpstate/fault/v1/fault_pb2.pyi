@@ -1070,8 +1070,14 @@ class WatchFaultsResponse(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
     HIT_SCOPE_FIELD_NUMBER: _builtins.int
+    HIT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     kind: Global___FaultChangeKind.ValueType
     """What happened."""
+    hit: _builtins.int
+    """Which of the hits of `hit_scope.entity` at this point it was, from 1, as the fault there has counted that has counted
+    most. 0 for the other kinds.
+    """
     @_builtins.property
     def header(self) -> _common_pb2.ResponseHeader:
         """Which host speaks, and the revision of the change."""
@@ -1084,6 +1090,12 @@ class WatchFaultsResponse(_message.Message):
     def hit_scope(self) -> Global___FaultScope:
         """Where the hit was that fired; absent for the other kinds."""
 
+    @_builtins.property
+    def action(self) -> Global___FaultAction:
+        """What happened there: the fault's action, with a delay that was drawn in both ends of a DelayAction. Absent for the
+        other kinds.
+        """
+
     def __init__(
         self,
         *,
@@ -1091,10 +1103,12 @@ class WatchFaultsResponse(_message.Message):
         kind: Global___FaultChangeKind.ValueType = ...,
         fault: Global___Fault | None = ...,
         hit_scope: Global___FaultScope | None = ...,
+        hit: _builtins.int = ...,
+        action: Global___FaultAction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "header", b"header", "hit_scope", b"hit_scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "fault", b"fault", "header", b"header", "hit_scope", b"hit_scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "header", b"header", "hit_scope", b"hit_scope", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "fault", b"fault", "header", b"header", "hit", b"hit", "hit_scope", b"hit_scope", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fault_lab.sim.books.book import Book, Fail
+from fault_lab.sim.shelf.book import Book, Fail
 from host_agent import commands as c
 from host_agent.control import holder
 from vmm_controller.desk import Key, key_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fault_lab.sim.books.book import Book
+from fault_lab.sim.shelf.book import Book
 from host_agent import commands as c
 from host_agent.exits import DecisionKind
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fault_lab.sim.books.book import Book, Fail
+from fault_lab.sim.shelf.book import Book, Fail
 from host_agent.effects import ExitChanged, FaultChanged
 from host_agent.events import DoneOutcome, InjectOutcome
 from host_agent.exits import DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fault_lab.sim.books.book import Book, Fail
+from fault_lab.sim.shelf.book import Book, Fail
 
 if TYPE_CHECKING:
     from fault_lab.sim.host import HostNode

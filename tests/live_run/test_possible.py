@@ -1,0 +1,54 @@
+"""What a plan asks for that live processes do not have is said before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from fault_lab.live.possible import check_possible, without_faults
+from fault_lab.plan.load import load_plan
+from fault_lab.plan.problem import PlanError
+from fault_lab.plans import find_plan
+from fpstated.cli import app
+
+
+def test_a_clock_is_everybodys() -> None:
+    """Status 2, the field, the fault's name and why."""
+    done = CliRunner().invoke(app, ["live", "run", "killed-and-restarted"])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "killed-and-restarted: faults[2].point: expected a point that can be reached live for clock, got node.clock: a "
+        "process has the system's clock, which is everybody's\n"
+    )
+
+
+def test_a_fault_is_left_out() -> None:
+    """`--without` makes another plan: without the fault, and without asking whether it fired."""
+    plan = load_plan(find_plan("killed-and-restarted").read_text())
+    plan.checks.sometimes[:] = ["fired:clock", "fired:killed"]
+    left = without_faults(plan, ["clock"])
+    assert [fault.name for fault in left.faults] == ["killed", "disk-full", "no-memory"]
+    assert list(left.checks.sometimes) == ["fired:killed"]
+    check_possible(left, "plan")
+    with pytest.raises(ValueError, match="--without: expected one of killed, disk-full, clock, no-memory, got 'x'"):
+        without_faults(plan, ["x"])
+
+
+def test_no_journal() -> None:
+    """A disk that nothing is written to cannot fail."""
+    plan = load_plan(find_plan("killed-and-restarted").read_text())
+    plan.topology.hosts[0].ephemeral = True
+    with pytest.raises(
+        PlanError, match=r"faults\[1\].point: .* for disk-full, got journal.write: no host of this plan"
+    ):
+        check_possible(without_faults(plan, ["clock"]), "plan")
+
+
+def test_host_tasks_are_the_simulators() -> None:
+    """What is played inside of a modelled kernel cannot be played by a process."""
+    plan = load_plan(find_plan("growth-fails-once").read_text())
+    plan.workload.preempt_ppm = 1
+    with pytest.raises(
+        PlanError, match=r"plan: workload\.preempt_ppm: expected nothing, as only the simulator plays it"
+    ):
+        check_possible(plan, "plan")

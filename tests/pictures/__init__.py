@@ -1,0 +1,1 @@
+"""Pictures of runs, as text and in a real browser."""
