@@ -23,6 +23,7 @@ from fault_lab.explore.search import Found, Space
 from fault_lab.explore.state import State
 from fault_lab.injection.action import Action, Delay
 from fault_lab.plan.numbered import Fired
+from fault_lab.sim.rules import ALWAYS, OF_BOOKS
 from fault_lab.sim.run import RunResult, simulate
 from fault_lab.sim.schedule import as_schedule
 from fault_lab.sim.shrink import ddmin
@@ -59,7 +60,7 @@ class Placer:
     """Turns one path into a plan, with at most ``runs_max`` runs of the simulator."""
 
     def __init__(self, plan: plan_pb2.Plan, check: str, *, runs_max: int = 600) -> None:
-        self._plan = plan
+        self._plan = _asking(plan)
         self._check = check
         self._left = runs_max
         self._runs_max = runs_max
@@ -131,6 +132,15 @@ def _wanted(path: Sequence[Move]) -> Iterator[_Wanted]:
         if fires.point == "controller.decide":
             number = counts[fires.point, fires.entity]
         yield _Wanted(fires.point, fires.entity, fires.trigger, number, (fires.action,))
+
+
+def _asking(plan: plan_pb2.Plan) -> plan_pb2.Plan:
+    """The plan with the checks that an exploration asks: another one would end the run first."""
+    made = plan_pb2.Plan()
+    made.CopyFrom(plan)
+    if not made.checks.always:
+        made.checks.always.extend(name for name in ALWAYS if name not in OF_BOOKS)
+    return made
 
 
 def _long_enough(plan: plan_pb2.Plan) -> plan_pb2.Plan:

@@ -91,7 +91,7 @@ class Hosts:
         #: The same without the name of the VM and the vCPU that they are about.
         self.reply_pieces: list[int] = []
         self.view_pieces: list[int] = []
-        self._rules = Rules(cast("World", _Court()), plan.checks.always)
+        self._rules = Rules(cast("World", _Court()), plan.checks.always, books=False)
         self._numbers = {vcpu.name: nr for nr, vcpu in enumerate(people.vcpus)}
 
     def __len__(self) -> int:

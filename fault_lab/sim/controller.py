@@ -187,13 +187,17 @@ class ControllerNode(Node):
             self._see(news)
 
     def _see(self, view: ExitView) -> None:
+        self.world.rules.deciders.sees(self, view)
         if self._desk.see(view):
             self._consider(key_of(view))
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def _consider(self, key: Key) -> None:
-        if key in self._deciding or self._desk.wanted(key) is None:
+        if key in self._deciding:
+            return
+        if self._desk.wanted(key) is None:
+            self.world.rules.deciders.idle(self, key, self._control().epoch)
             return
         self._deciding.add(key)
         self._child(self._decide_while_wanted(key))
@@ -202,15 +206,18 @@ class ControllerNode(Node):
         try:
             while (view := self._desk.wanted(key)) is not None:
                 yield from self._answer(view)
+            self.world.rules.deciders.idle(self, key, self._control().epoch)
         finally:
             self._deciding.discard(key)
 
     def _answer(self, view: ExitView) -> Generator[Step, Any, None]:
         self._desk.decided(view)
+        held = self._control()
+        self.world.rules.deciders.decides(self, view, held.epoch)
         decision = self._book.decide(view, self._desk.history(view), self._draw)
         if decision is None:
             return
-        held = self._control()
+        self.world.rules.deciders.tries(self, view, decision.kind, self._book.policy_for(view.vm))
         request_id = f"{view.vcpu_uid}/{view.name}/{view.generation}/{held.name}/{held.epoch}"
         yield from self._disturbed(view, decision, held, request_id)
 
@@ -267,8 +274,10 @@ class ControllerNode(Node):
             self._loses()
         elif error.reason == "CONTROL_OUT_OF_SCOPE":
             self._desk.yielded(view)
+            self.world.rules.deciders.yields(self, view, held.epoch)
         elif error.reason == "EXIT_NOT_FOUND":
             self._desk.forget(key_of(view))
+            self.world.rules.deciders.forgets(self, view)
         elif error.reason in _LOOK_AGAIN:
             again = yield Call("GetExit", GetExit(view.name), _CALL_NS)
             if not isinstance(again, Refusal):

@@ -335,6 +335,7 @@ class GuestNode(Node):
             outcome = yield from self._wait(port, seq, event)
         if isinstance(outcome, Blocked):
             port.ledger.untake(seq)
+            self.world.rules.blocked(self, port.vcpu, outcome)
             raise _GivenUpError(Refusal("FAILED_PRECONDITION", f"blocked: {outcome}", "BLOCKED"))
         port.ledger.note(seq, outcome)
         self.world.rules.guest_heard(self, port.vcpu, port.uid, seq, outcome)

@@ -9,6 +9,13 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fault_lab.sim.books import Books
+from fault_lab.sim.shelf.book import Book
+from fault_lab.sim.shelf.deciders import DeciderBook
+from fault_lab.sim.shelf.exits import ExitBook
+from fault_lab.sim.shelf.leases import LeaseBook
+from fault_lab.sim.shelf.limits import LimitBook
+from fault_lab.sim.shelf.numbers import NumberBook
+from fault_lab.sim.shelf.refusals import RefusalBook
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Blocked, Outcome, Pending, Refusal
 from guest_agent.report import Outcome as Ending
@@ -54,7 +61,30 @@ ALWAYS: Final = {
     "restore-is-what-was-saved": "what KVM_SET_XSAVE has taken, KVM_GET_XSAVE2 gives again",
     "pkru-needs-protection-keys": "PKRU is managed only where the kernel has enabled protection keys",
     "cpuid-tells-the-truth": "CPUID offers both tile components or neither, and the size that an image has",
+    "heard-in-order": "an agent hears what each of its numbers has come to, one after the other",
+    "repeated-once": "what is asked again, by number or by request id, is not done again and has the same answer",
+    "attempts-are-decided": "a retry is one attempt more, and there is none that was not decided",
+    "retries-end": "a controller makes no more tries than its policy has",
+    "deadline-kept": "an exit goes on by itself when it is due: not before, and not later",
+    "decision-is-done": "a resolved exit has come to what was decided: the write is there, or it is not",
+    "parked-stands-still": "a parked vCPU has the XCR0 and the XFD that it had before its write",
+    "cause-is-told": "an exit says what has failed: memory, or the permission",
+    "leases-kept": "a session, or a control, lasts as long as was promised, and no longer",
+    "refused-changes-nothing": "a command that is refused has made nothing and taken nothing",
+    "within-limits": "no account has taken more than its limit",
+    "decides-on-newest": "a controller decides about the newest generation that it has seen",
+    "decides-once": "a controller decides about a generation once, as long as it has the same control",
+    "decides-on-all": "a controller decides about every generation that it is shown, as long as it is the newest",
+    "decider-in-charge": "who decides about a VM is its own controller, where it has one",
 }
+#: Those of them that the books of the shelf are for: what is right depends on earlier commands and on time.
+OF_BOOKS: Final = frozenset(
+    {
+        *("heard-in-order", "repeated-once", "attempts-are-decided", "retries-end", "deadline-kept"),
+        *("decision-is-done", "parked-stands-still", "cause-is-told", "leases-kept", "refused-changes-nothing"),
+        *("within-limits", "decides-on-newest", "decides-once", "decides-on-all", "decider-in-charge"),
+    }
+)
 #: At the end of ``settle``.
 EVENTUALLY: Final = {
     "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
@@ -73,9 +103,9 @@ class Violation(Exception):  # noqa: N818 -- what was found, and the point of it
 
 
 class Rules:
-    """The checks of one run and their books."""
+    """The checks of one run and their books; without ``books`` (those of the shelf) all but ``OF_BOOKS``."""
 
-    def __init__(self, world: World, always: Collection[str]) -> None:
+    def __init__(self, world: World, always: Collection[str], *, books: bool = True) -> None:
         self._world = world
         self._checked = frozenset(always) or frozenset(ALWAYS)
         self._books = Books(self.fail)
@@ -87,6 +117,9 @@ class Rules:
         #: What an applied command found before it: the exits and their generations, the requests that were known.
         self._before: tuple[int, ExitState] | None = None
         self._known = False
+        self.deciders = DeciderBook(self.fail)
+        others = (ExitBook, LeaseBook, LimitBook, NumberBook, RefusalBook)
+        self._shelf: tuple[Book, ...] = (self.deciders, *(book(self.fail) for book in others)) if books else ()
 
     @property
     def decisions(self) -> set[str]:
@@ -102,6 +135,8 @@ class Rules:
 
     def before(self, host: HostNode, command: c.Command) -> None:
         """Look at what a decision is about before it is applied."""
+        for book in self._shelf:
+            book.before(host, command)
         self._before = None
         if isinstance(command, c.ResolveExit):
             state = host.machine.state
@@ -136,6 +171,8 @@ class Rules:
                 case _:
                     pass
         self._failures(effects, result)
+        for book in self._shelf:
+            book.after(host, command, result, effects)
 
     def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
         state = host.machine.state
@@ -230,6 +267,8 @@ class Rules:
     def recovered(self, host: HostNode) -> None:
         """A host has come back: the books follow what it has, and what was acknowledged must be in there."""
         state = host.machine.state
+        for book in self._shelf:
+            book.recovered(host)
         if host.ephemeral:
             self._books.epochs.pop(host.name, None)
             self._acknowledged_epochs.pop(host.name, None)
@@ -272,6 +311,8 @@ class Rules:
         """An agent has heard an outcome."""
         if isinstance(outcome, Pending | Blocked) or self._world.host_of(guest.name).ephemeral:
             return
+        for book in self._shelf:
+            book.heard(guest, vcpu, uid, seq)
         self._books.outcome_heard(uid, vcpu, seq, outcome)
 
     def guest_ended(self, guest: GuestNode, vcpu: str, report: ScriptReport) -> None:
@@ -288,6 +329,10 @@ class Rules:
         if refusal.reason == "INTERNAL_INVARIANT":
             self.fail("invariants", f"{vcpu}: {refusal.message}")
         self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {refusal.reason}: {refusal.message}")
+
+    def blocked(self, guest: GuestNode, vcpu: str, outcome: Blocked) -> None:
+        """An agent sends nothing behind an event that is pending; who is told that it did was not told of that."""
+        self.session_lost(guest, f"{vcpu}: sent behind an event that is pending: {outcome}")
 
     def session_lost(self, guest: GuestNode, text: str) -> None:
         """An agent and its host are at different numbers."""

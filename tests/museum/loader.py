@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from types import CodeType, ModuleType
 
-from tests.museum.mutant import Mutant, source_of
+from tests.museum.mutant import Patched, source_of
 
 
 class _MutatedLoader(importlib.machinery.SourceFileLoader):
     """Loads one module from mutated text."""
 
-    def __init__(self, fullname: str, path: str, mutant: Mutant) -> None:
+    def __init__(self, fullname: str, path: str, mutant: Patched) -> None:
         super().__init__(fullname, path)
         self._mutant = mutant
 
@@ -30,7 +30,7 @@ class _MutatedLoader(importlib.machinery.SourceFileLoader):
 class MutantFinder:
     """First on ``sys.meta_path``: takes the modules its mutant changes, and leaves every other to whom it belongs."""
 
-    def __init__(self, mutant: Mutant) -> None:
+    def __init__(self, mutant: Patched) -> None:
         self.mutant = mutant
 
     def find_spec(
@@ -44,7 +44,7 @@ class MutantFinder:
         return importlib.util.spec_from_file_location(fullname, file, loader=loader)
 
 
-def install(mutant: Mutant) -> None:
+def install(mutant: Patched) -> None:
     """Mutate this process. Its modules must not have been imported yet: they would stay as they are."""
     early = [module for module in mutant.modules() if module in sys.modules]
     if early:
@@ -56,6 +56,6 @@ def install(mutant: Mutant) -> None:
     sys.meta_path.insert(0, MutantFinder(mutant))
 
 
-def active() -> Mutant | None:
+def active() -> Patched | None:
     """The mutant this process runs on; None for the healthy core."""
     return next((finder.mutant for finder in sys.meta_path if isinstance(finder, MutantFinder)), None)

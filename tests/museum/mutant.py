@@ -26,28 +26,13 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
-    """One bug of the catalogue. ``number`` orders it; ``id`` is what it is switched on by."""
+class Patched:
+    """Modules with patches in them. ``id`` is what it is switched on by."""
 
     id: str
-    #: What goes wrong, in a few words; the page's title.
+    #: What goes wrong, in a few words.
     title: str
-    #: The fix in the kernel: subject, date, hash as far as known. Empty where the bug never was in a kernel.
-    fix: str
-    cve: str = ""
-    #: The invariant or the rule that it breaks.
-    breaks: str
     patches: tuple[Patch, ...]
-
-    @property
-    def number(self) -> int:
-        """42 for B42."""
-        return int(self.id[1:])
-
-    @property
-    def page(self) -> Path | None:
-        """The page in docs/museum, found by its number; None while there is none."""
-        return next(iter(sorted(PAGES.glob(f"B{self.number:02}-*.md"))), None)
 
     def modules(self) -> Iterator[str]:
         """The modules it changes, each once."""
@@ -62,6 +47,27 @@ class Mutant:
                     raise PatchError(f"{self.id}: {module} has {found} times, not once:\n{patch.old}")
                 source = source.replace(patch.old, patch.new)
         return source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant(Patched):
+    """One bug of the catalogue; ``number`` orders it, and the title is its page's."""
+
+    #: The fix in the kernel: subject, date, hash as far as known. Empty where the bug never was in a kernel.
+    fix: str
+    cve: str = ""
+    #: The invariant or the rule that it breaks.
+    breaks: str
+
+    @property
+    def number(self) -> int:
+        """42 for B42."""
+        return int(self.id[1:])
+
+    @property
+    def page(self) -> Path | None:
+        """The page in docs/museum, found by its number; None while there is none."""
+        return next(iter(sorted(PAGES.glob(f"B{self.number:02}-*.md"))), None)
 
 
 def source_of(module: str) -> tuple[Path, str]:

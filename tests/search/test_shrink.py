@@ -30,7 +30,7 @@ def test_what_is_left_of_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
     storm = plan_pb2.Plan()
     storm.CopyFrom(STORM)
     storm.phases.settle.duration.FromSeconds(20)
-    shrunk = Shrinker(storm, 2, "no-stuck-exit").shrink()
+    shrunk = Shrinker(storm, 2, "deadline-kept").shrink()
     assert shrunk is not None
     assert shrunk.exact
     plan = shrunk.plan
