@@ -236,9 +236,12 @@ def _differing(cpu: Cpu, fpstate: Fpstate) -> Iterator[int]:
     config = cpu.config
     compacted = bool(fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT)
     layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT if compacted else fpstate.xfeatures
+    in_use = (cpu.xinuse | fpstate.xstate_bv) & layout & ~cpu.xfd & ~XFEATURE_MASK_PKRU
+    if not in_use:
+        return
     offsets = config.table.offsets(layout, compacted=compacted)
     init = Cpu(0, config)
-    for nr in for_each_set_bit((cpu.xinuse | fpstate.xstate_bv) & layout & ~cpu.xfd & ~XFEATURE_MASK_PKRU):
+    for nr in for_each_set_bit(in_use):
         held, size = bytearray(cpu.read_register(nr)), config.table.size_bytes(nr)
         there = fpstate.regs[offsets[nr] : offsets[nr] + size]
         image = there if fpstate.xstate_bv >> nr & 1 else bytearray(init.read_register(nr))
