@@ -61,7 +61,7 @@ def rows(fraction: int = 1) -> Iterator[Row]:
     title = f"runs of 8 vCPUs, 200 events, {steps} steps, every check"
     machine = by_turns(lambda: _commands(commands, plan))
     yield Row(title, "runs/s", machine.value, None, None, f">= {GOAL:.0f}", machine.value >= GOAL)
-    note = f"floor: a bare machine that takes a run's {applied} commands, nothing checked. Seconds are the processor's own."
+    note = f"floor: a bare machine takes a run's {applied} commands, nothing checked. Seconds are the processor's own."
     yield by_turns_row("the same, beside their commands alone", "runs/s", machine, note=note)
     note = "floor: an agenda to which as many entries are added and from which they are taken, and nothing else."
     yield by_turns_row("the same, beside their steps alone", "runs/s", by_turns(lambda: _agenda(worlds)), note=note)
