@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import durable, explore, journal, linear, memory, service, swap, vcpus, wire
+from bench import durable, explore, journal, linear, memory, service, sim, swap, vcpus, wire
 from bench.report import Row, print_table, write_json
 
 GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "linear": linear.rows,
     "wire": wire.rows,
     "explore": explore.rows,
+    "sim": sim.rows,
 }
 
 

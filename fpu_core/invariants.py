@@ -46,32 +46,29 @@ class CoreView:
     accounts: list[Account] = field(default_factory=list)
 
     @cached_property
-    def containers(self) -> list[Fpstate]:
-        """Every container there is, active, parked and guest, each once."""
-        return list({id(fpstate): fpstate for fpstate in self._references()}.values())
-
-    def _references(self) -> Iterator[Fpstate]:
+    def payers(self) -> dict[int, tuple[Fpstate, Account]]:
+        """Every container there is, active, parked and guest, by its id, with the account that would pay for it."""
+        found: dict[int, tuple[Fpstate, Account]] = {}
         for fpu in self.fpus:
-            yield fpu.fpstate
+            found[id(fpu.fpstate)] = fpu.fpstate, fpu.account
             if fpu.task_fpstate is not None:
-                yield fpu.task_fpstate
-        for guest, _account in self.guests:
+                found[id(fpu.task_fpstate)] = fpu.task_fpstate, fpu.account
+        for guest, account in self.guests:  # behind the tasks: the one that runs a vCPU does not pay for it
             if guest.fpstate is not None:
-                yield guest.fpstate
+                found[id(guest.fpstate)] = guest.fpstate, account
             if guest.buffers is not None:
-                yield guest.buffers.user_fpu
-                yield guest.buffers.guest_fpu
+                found[id(guest.buffers.user_fpu)] = guest.buffers.user_fpu, account
+                found[id(guest.buffers.guest_fpu)] = guest.buffers.guest_fpu, account
+        return found
+
+    @cached_property
+    def containers(self) -> list[Fpstate]:
+        """Every container there is, each once."""
+        return [fpstate for fpstate, _account in self.payers.values()]
 
     def charged(self) -> Iterator[tuple[Fpstate, Account]]:
         """Every container the allocator gave, with the account that pays, each once."""
-        payers = {id(fpstate): fpu.account for fpu in self.fpus for fpstate in (fpu.fpstate, fpu.task_fpstate)}
-        for guest, account in self.guests:
-            buffers = guest.buffers
-            own = (guest.fpstate,) if buffers is None else (buffers.user_fpu, buffers.guest_fpu)
-            payers |= {id(fpstate): account for fpstate in own}
-        for fpstate in self.containers:
-            if fpstate.is_valloc:
-                yield fpstate, payers[id(fpstate)]
+        return (pair for pair in self.payers.values() if pair[0].is_valloc)
 
 
 Violations = Iterable[str]
@@ -163,16 +160,18 @@ def room_for_every_feature(view: CoreView) -> Violations:
 def headers_are_loadable(view: CoreView) -> Violations:
     """XSTATE_BV is within XCOMP_BV on compacted hosts, reserved header bytes and MXCSR's reserved bits are clear."""
     config = view.host.config
+    compacted, mxcsr_mask = config.compacted, config.mxcsr_mask
     for fpstate in view.containers:
-        if config.compacted:
+        if compacted:
             layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT
             if not fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT or fpstate.xstate_bv & ~layout:
                 yield f"{fpstate}: XSTATE_BV {fpstate.xstate_bv:#x}, XCOMP_BV {fpstate.xcomp_bv:#x}"
         if fpstate.regs[_RESERVED].strip(b"\0"):
             yield f"{fpstate}: reserved bytes of the header are not zero"
-        mxcsr = int.from_bytes(fpstate.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little")
-        if fpstate.xstate_bv & XFEATURE_MASK_FPSSE and mxcsr & ~config.mxcsr_mask:
-            yield f"{fpstate}: MXCSR {mxcsr:#x}"
+        if fpstate.xstate_bv & XFEATURE_MASK_FPSSE:
+            mxcsr = int.from_bytes(fpstate.regs[MXCSR_OFFSET : MXCSR_OFFSET + 4], "little")
+            if mxcsr & ~mxcsr_mask:
+                yield f"{fpstate}: MXCSR {mxcsr:#x}"
 
 
 def no_dynamic_feature_without_permission(view: CoreView) -> Violations:
@@ -237,9 +236,12 @@ def _differing(cpu: Cpu, fpstate: Fpstate) -> Iterator[int]:
     config = cpu.config
     compacted = bool(fpstate.xcomp_bv & XCOMP_BV_COMPACTED_FORMAT)
     layout = fpstate.xcomp_bv & ~XCOMP_BV_COMPACTED_FORMAT if compacted else fpstate.xfeatures
+    in_use = (cpu.xinuse | fpstate.xstate_bv) & layout & ~cpu.xfd & ~XFEATURE_MASK_PKRU
+    if not in_use:
+        return
     offsets = config.table.offsets(layout, compacted=compacted)
     init = Cpu(0, config)
-    for nr in for_each_set_bit((cpu.xinuse | fpstate.xstate_bv) & layout & ~cpu.xfd & ~XFEATURE_MASK_PKRU):
+    for nr in for_each_set_bit(in_use):
         held, size = bytearray(cpu.read_register(nr)), config.table.size_bytes(nr)
         there = fpstate.regs[offsets[nr] : offsets[nr] + size]
         image = there if fpstate.xstate_bv >> nr & 1 else bytearray(init.read_register(nr))
@@ -288,15 +290,16 @@ def permission_sizes_follow(view: CoreView) -> Violations:
     config = view.host.config
     if not config.xsave:
         return
+    task_default, guest_default = config.kernel.default_features, config.guest_default_features
+    sizes: dict[int, tuple[int, int]] = {}  # many tasks have few masks
     for fpu in view.fpus:
-        for perm, default in (
-            (fpu.perm, config.kernel.default_features),
-            (fpu.guest_perm, config.guest_default_features),
-        ):
+        for perm, default in ((fpu.perm, task_default), (fpu.guest_perm, guest_default)):
             mask = (perm.state_perm & ~FPU_GUEST_PERM_LOCKED) | default
-            sizes = (config.kernel_size(mask), config.user_size(mask))
-            if (perm.state_size, perm.user_state_size) != sizes:
-                yield f"{fpu.name}: {perm}, {sizes} expected"
+            expected = sizes.get(mask)
+            if expected is None:
+                expected = sizes[mask] = (config.kernel_size(mask), config.user_size(mask))
+            if perm.state_size != expected[0] or perm.user_state_size != expected[1]:
+                yield f"{fpu.name}: {perm}, {expected} expected"
 
 
 def init_image_is_pristine(view: CoreView) -> Violations:
@@ -352,10 +355,12 @@ class PermissionHistory:
 
     def check(self, fpus: Iterable[Fpu]) -> None:
         """Compare with the last step; raises ``CoreBug``."""
+        keep = self.user_supported | FPU_GUEST_PERM_LOCKED if self.rules_lose_supervisor else ~0
         for fpu in fpus:
             now = (fpu.perm.state_perm, fpu.guest_perm.state_perm)
             before = self._seen.get(fpu.name, (0, 0))
-            keep = self.user_supported | FPU_GUEST_PERM_LOCKED if self.rules_lose_supervisor else ~0
+            if now == before:
+                continue
             if any(old & keep & ~new for old, new in zip(before, now, strict=True)):
                 raise CoreBug(f"permissions_only_grow: {fpu.name} had {before}, has {now}")
             self._seen[fpu.name] = now

@@ -44,12 +44,18 @@ def fnv1a64(data: bytes) -> int:
 
 def draw64(seed: int, point: str, entity: str, hit: int) -> int:
     """Return 64 bits for hit number ``hit`` (1 is the first) of ``point`` at ``entity``; of ``seed``, its low 64."""
-    return splitmix64(splitmix64(splitmix64(seed & _MASK) ^ _name(point, entity)) ^ (hit & _MASK))
+    return splitmix64(_stream(seed & _MASK, point, entity) ^ (hit & _MASK))
+
+
+@lru_cache(maxsize=1 << 14)
+def _stream(seed: int, point: str, entity: str) -> int:
+    """What all hits of one point at one entity have in common."""
+    return splitmix64(splitmix64(seed) ^ _name(point, entity))
 
 
 @lru_cache(maxsize=1 << 14)
 def _name(point: str, entity: str) -> int:
-    """The same few names come again with every hit."""
+    """The same few names come again with every seed."""
     return fnv1a64(f"{point}\0{entity}".encode())
 
 

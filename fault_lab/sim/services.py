@@ -201,8 +201,8 @@ class Service:
 
     def check_sessions(self) -> None:
         """Calls of sessions that have ended hear so."""
-        if self._waits:
-            there = self._host.machine.state.sessions
+        there = self._host.machine.state.sessions
+        if any(owner not in there for waiting in self._waits.values() for owner, _exchange in waiting):
             expired = wire.because("SESSION_EXPIRED", "the session has expired: open a new one to go on")
             self._fail(lambda owner, _vcpu: owner not in there, expired)
 

@@ -22,7 +22,7 @@ _COMMON: Final = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
-settings.register_profile("ci", _COMMON, max_examples=350, stateful_step_count=60, derandomize=True, database=None)
+settings.register_profile("ci", _COMMON, max_examples=150, stateful_step_count=60, derandomize=True, database=None)
 settings.register_profile(
     "long",
     _COMMON,

@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from fpstated.cli import app
+
 HERE = Path(__file__).parent
 FIRST = str(HERE / "first.yaml")
 
 
 def sim(*words: str, text: str = "", status: int = 0) -> tuple[str, str]:
-    """Run the command; return its output and its errors."""
-    command = [sys.executable, "-m", "fpstated", "sim", *words]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
+    """Run the command in this process; return its output and its errors."""
+    done = CliRunner().invoke(app, ["sim", *words], input=text, catch_exceptions=False)
+    assert done.exit_code == status, done.output
     return done.stdout, done.stderr
 
 
@@ -28,7 +31,9 @@ def stuck() -> str:
 def test_run(tmp_path: Path) -> None:
     """The figures last; the history of a run is replayed."""
     file = tmp_path / "run.jsonl"
-    out, err = sim("run", FIRST, "--twice", "--history", str(file))
+    command = [sys.executable, "-m", "fpstated", "sim", "run", FIRST, "--twice", "--history", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    out, err = done.stdout, done.stderr
     assert err == ""
     assert out.startswith("runs: 1, steps: ")
     assert out.endswith(", violations: 0, faults fired: 1\n")

@@ -68,7 +68,7 @@ def test_shipped_plans_hold(name: str) -> None:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, (1 << 64) - 1))
 def test_one_seed_is_one_world(seed: int) -> None:
     """Any seed of the storm: two runs, one history, and nothing that is violated."""
