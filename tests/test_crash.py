@@ -28,7 +28,7 @@ _LAST = re.compile(r"kills: (\d+), acknowledged: (\d+), lost: 0, duplicated: 0, 
 @pytest.mark.parametrize(
     ("arguments", "kills"),
     [
-        pytest.param(["--kills", "10"], 10, id="killed"),
+        pytest.param(["--kills", "30"], 30, id="killed"),
         pytest.param(["--kills", "5", "--faults"], 5, id="killed, and the disk fails"),
         pytest.param(["--kills", "5", "--full"], 5, id="killed, and the disk is full"),
     ],
