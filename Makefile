@@ -36,7 +36,7 @@ check: $(STAMP)  ## check format, lint, types, import directions, that generated
 	$(BIN)/python -m tools.lint_protos
 
 proof: $(STAMP)  ## run the property tests at length (some minutes)
-	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine*.py tests/test_machine_properties*.py $(ARGS)
+	@FPSTATED_HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/core/test_state_machine*.py tests/test_machine_properties*.py tests/test_migration_properties.py $(ARGS)
 
 reliability: $(STAMP)  ## kill, fill and damage at length (an hour); docs/reliability.md has the figures
 	@$(BIN)/python -m tests.crash --kills 1000 $(ARGS)
