@@ -39,6 +39,12 @@ def _problems(plan: plan_pb2.Plan) -> Iterator[Problem]:
     for field in ("tasks", "preempt_ppm"):
         if getattr(plan.workload, field):
             yield Problem(f"workload.{field}", "nothing, as only the simulator plays it", "some")
+    for nr, host in enumerate(plan.topology.hosts):
+        if host.session_credits:
+            yield Problem(f"topology.hosts[{nr}].session_credits", "nothing, as only the simulator has it", "some")
+    for nr, vm in enumerate(plan.topology.vms):
+        if vm.HasField("attach"):
+            yield Problem(f"topology.vms[{nr}].attach", "nothing, as only the simulator plays it", "some")
     ephemeral = all(host.ephemeral for host in plan.topology.hosts)
     points = [(f"faults[{nr}].point", fault.name, fault.point) for nr, fault in enumerate(plan.faults)]
     points += [(f"schedule.hits[{nr}].point", f"hit {nr + 1}", hit.point) for nr, hit in enumerate(plan.schedule.hits)]

@@ -95,6 +95,7 @@ def _host(host: plan_pb2.PlannedHost, path: str) -> Problems:
     yield from _one_of(f"{path}.profile", host.profile, builtin_profile_names())
     yield from _one_of(f"{path}.kernel_rules", host.kernel_rules, KERNEL_RULES)
     yield from _range(f"{path}.cpus", host.cpus, 0, _PARTS_MAX)
+    yield from _range(f"{path}.session_credits", host.session_credits, 0, _PARTS_MAX)
     yield from _time(host, "exit_deadline", path, least=1)
     yield from _time(host, "default_lease", path, least=1)
 
@@ -107,6 +108,7 @@ def _vm(plan: plan_pb2.Plan, vm: plan_pb2.PlannedVm, path: str) -> Problems:
         yield from _processor(vm, path)
     yield from _one_of(f"{path}.allocation_policy", vm.allocation_policy, ALLOCATION_POLICIES)
     yield from _range(f"{path}.vcpus", vm.vcpus, 0, _PARTS_MAX)
+    yield from _range(f"{path}.attach.events", vm.attach.events, 0, _PARTS_MAX)
     for key in vm.labels:
         if not _ID.fullmatch(key):
             yield Problem(f"{path}.labels", "keys of lower-case letters, digits and hyphens", repr(key))

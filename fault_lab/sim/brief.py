@@ -6,6 +6,7 @@ from functools import singledispatch
 
 from fpstate.v1 import vcpu_pb2
 
+from fault_lab.sim.attach import Hello
 from fault_lab.sim.reads import Read, Registers
 from fault_lab.sim.services import Done, GetExit, Held, Listed, ListExits, WaitOutcome, WatchExits
 from fault_lab.sim.wire import Answer
@@ -40,6 +41,11 @@ def _operands(kind: object) -> str:
 @brief.register
 def _(value: c.OpenSession) -> str:
     return f"{len(value.vcpus)} vCPUs"
+
+
+@brief.register
+def _(value: Hello) -> str:
+    return f"epoch {value.epoch}: {len(value.vcpus)} vCPUs"
 
 
 @brief.register

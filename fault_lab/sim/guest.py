@@ -58,7 +58,7 @@ NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP",
 EXISTS: Final = frozenset({"VM_EXISTS", "VCPU_EXISTS"})
 
 
-class _GivenUpError(Exception):
+class GivenUpError(Exception):
     """The host refused for good, or stayed away: the agent ends."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -66,7 +66,7 @@ class _GivenUpError(Exception):
         self.refusal = refusal
 
 
-class _Patience:
+class Patience:
     """Pauses that double, with jitter, as the client's own; here time is the world's and the jitter is drawn."""
 
     def __init__(self, node: GuestNode) -> None:
@@ -74,15 +74,17 @@ class _Patience:
         self.reset()
 
     def reset(self) -> None:
+        """Begin anew: somebody answered."""
         self._next_ns = _PAUSE_NS[0]
         self._until_ns: int | None = None
 
     def pause_ns(self, refusal: Refusal) -> int:
+        """How long to wait now, in nanoseconds. Raises ``GivenUpError`` once the patience is at its end."""
         now_ns = self._node.world.now_ns
         if self._until_ns is None:
             self._until_ns = now_ns + _RECONNECT_NS
         if now_ns >= self._until_ns:
-            raise _GivenUpError(refusal)
+            raise GivenUpError(refusal)
         nominal, self._next_ns = self._next_ns, min(2 * self._next_ns, _PAUSE_NS[1])
         return max(self._node.draw("pause", nominal // 2, nominal), round((refusal.retry_delay_s or 0.0) * _S))
 
@@ -105,6 +107,8 @@ class GuestNode(Node):
 
     def __init__(self, world: World, planned: plan_pb2.PlannedVm, plan: plan_pb2.Plan, seed: int) -> None:
         super().__init__(world, f"vms/{planned.name}")
+        #: Whether it hears directives.
+        self.attached = planned.HasField("attach")
         self._planned = planned
         self._plan = plan
         self._draws = 0
@@ -153,7 +157,7 @@ class GuestNode(Node):
         """A task that gives up ends the agent, which is started again."""
         try:
             yield from task
-        except _GivenUpError as error:
+        except GivenUpError as error:
             self._gives_up(str(error))
         except SessionLost as error:
             self.world.rules.session_lost(self, str(error))
@@ -189,7 +193,7 @@ class GuestNode(Node):
 
     def _make(self, method: str, command: object) -> Generator[Step, Any, None]:
         """Make something, again and again until it is there. No memory for it is a reason to wait, not to give up."""
-        patience = _Patience(self)
+        patience = Patience(self)
         while True:
             reply = yield Call(method, command, _CALL_NS)
             if not isinstance(reply, Refusal) or reply.reason in EXISTS:
@@ -199,7 +203,7 @@ class GuestNode(Node):
                 return
             again = reply.reason in ("ALLOCATION_FAILED", "KVM_ERRNO") or remedy(reply) is not Remedy.NONE
             if not again:
-                raise _GivenUpError(reply)
+                raise GivenUpError(reply)
             yield Sleep(patience.pause_ns(reply))
 
     # -- the session ---------------------------------------------------------------------------------------------------
@@ -211,7 +215,7 @@ class GuestNode(Node):
             return
         self._opening = Signal()
         try:
-            patience = _Patience(self)
+            patience = Patience(self)
             while True:
                 request_id = f"{self.name}/{self.life}/session-{self.draw('session', 0, 1 << 40):x}"
                 command = c.OpenSession(client_name=self.name, vcpus=tuple(self._vcpus), request_id=request_id)
@@ -219,7 +223,7 @@ class GuestNode(Node):
                 if isinstance(reply, Opened):
                     break
                 if remedy(reply) is Remedy.NONE:
-                    raise _GivenUpError(reply)
+                    raise GivenUpError(reply)
                 yield Sleep(patience.pause_ns(reply))
             self._opened(reply)
         finally:
@@ -322,7 +326,7 @@ class GuestNode(Node):
             if answer.taken < seq:
                 port.ledger.untake(seq)
             if answer.outcome.refusal.reason in NOT_OURS:
-                raise _GivenUpError(answer.outcome.refusal)
+                raise GivenUpError(answer.outcome.refusal)
         outcome: Outcome = answer.outcome
         return outcome
 
@@ -336,7 +340,7 @@ class GuestNode(Node):
         if isinstance(outcome, Blocked):
             port.ledger.untake(seq)
             self.world.rules.blocked(self, port.vcpu, outcome)
-            raise _GivenUpError(Refusal("FAILED_PRECONDITION", f"blocked: {outcome}", "BLOCKED"))
+            raise GivenUpError(Refusal("FAILED_PRECONDITION", f"blocked: {outcome}", "BLOCKED"))
         port.ledger.note(seq, outcome)
         self.world.rules.guest_heard(self, port.vcpu, port.uid, seq, outcome)
         assert isinstance(outcome, Done | Injected | Gone | Rejected)
@@ -350,7 +354,7 @@ class GuestNode(Node):
 
         try:
             outcome: Outcome = yield from self._until_answered(call)
-        except _GivenUpError as error:
+        except GivenUpError as error:
             lost = error.refusal.reason in ("SEQ_GAP", "FIELD_INVALID") and self._key != key
             if event is None or not lost:
                 raise
@@ -359,7 +363,7 @@ class GuestNode(Node):
 
     def _until_answered(self, call: Any) -> Generator[Step, Any, Any]:  # noqa: ANN401 -- each call has its own reply
         """Make a call again and again, in a new session where it must be, until the host answers or refuses it."""
-        patience = _Patience(self)
+        patience = Patience(self)
         while True:
             key = self._held()
             reply = yield call(key)
@@ -373,7 +377,7 @@ class GuestNode(Node):
                 case Remedy.REOPEN:
                     yield from self._reopen(key)
                 case Remedy.NONE:
-                    raise _GivenUpError(reply)
+                    raise GivenUpError(reply)
 
 
 def _may_be(refusal: Refusal) -> bool:

@@ -90,6 +90,7 @@ EVENTUALLY: Final = {
     "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
     "guests-end": "every guest has come to its end, unless its vCPU is paused for a person",
     "tasks-end": "every row of host tasks was played to its end",
+    "directives-arrive": "an agent that is attached has acknowledged every directive",
 }
 
 
@@ -176,6 +177,7 @@ class Rules:
 
     def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
         state = host.machine.state
+        several = len(command.events) > 1
         for event, outcome in zip(command.events, result, strict=True):
             vcpu = state.sessions[command.session].vcpus.get(event.vcpu) if command.session in state.sessions else None
             if vcpu is None:
@@ -188,11 +190,13 @@ class Rules:
             side = state.side(vcpu)
             last = self._books.taken.get((host.name, side.uid), 0)
             now = side.next_seq - 1
-            if now == last:
+            if now == last or (several and event.seq <= last):
                 continue
             if command.epoch < newest:
                 self.fail("epochs-fence", f"{event.vcpu}: event {now} of epoch {command.epoch} is taken after {newest}")
-            self._books.event_taken((host.name, side.uid), event.vcpu, event.seq, now)
+            # Of several, each takes one number, and the last of them the last.
+            taken_as = last + 1 if several and event is not command.events[-1] else now
+            self._books.event_taken((host.name, side.uid), event.vcpu, event.seq, taken_as)
 
     def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
         """A decision that was applied has changed its exit in this very revision."""
@@ -344,19 +348,31 @@ class Rules:
     def eventually(self, wanted: Collection[str]) -> None:
         """After everything is mended and has had its time: nothing is left hanging."""
         checks = {"no-stuck-exit": self._stuck, "guests-end": self._unfinished, "tasks-end": self._unplayed}
+        checks["directives-arrive"] = self._unheard
         for name in wanted or EVENTUALLY:
             for text in checks[name]():
                 raise Violation(name, text)
 
     def at_rest(self) -> bool:
         """Whether nothing is left to do but to renew leases."""
-        return not any(self._unfinished()) and not any(self._stuck()) and not any(self._unplayed())
+        left = (self._unfinished, self._stuck, self._unplayed, self._unheard)
+        return not any(any(each()) for each in left)
 
     def _unplayed(self) -> Iterator[str]:
         for host in self._world.hosts.values():
             for play in host.plays:
                 if not play.over:
                     yield f"{host.name}: {play.done} of {play.events} acts for {play.vm}"
+
+    def _unheard(self) -> Iterator[str]:
+        for guest in self._world.guests.values():
+            if not guest.attached:
+                continue
+            state = self._world.host_of(guest.name).machine.state
+            for session in state.sessions.values():
+                for directive in session.directives.values():
+                    if directive.vcpu.startswith(f"{guest.name}/vcpus/"):
+                        yield f"{directive.vcpu}: {directive.kind} {directive.id} is not acknowledged"
 
     def _stuck(self) -> Iterator[str]:
         for host in self._world.hosts.values():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from fault_lab.sim import wire
+from fault_lab.sim.attach import Hello, Streams
+from fault_lab.sim.duplex import DuplexExchange
 from fault_lab.sim.reads import READS, Read
 from fault_lab.sim.rpc import Exchange, StreamExchange
 from guest_agent.outcome import Refusal
@@ -82,6 +84,7 @@ class Service:
         self._host = host
         self._waits: dict[tuple[str, int], list[tuple[str, Exchange]]] = {}
         self._watchers: list[tuple[str, StreamExchange]] = []
+        self.streams: Final = Streams(host)
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
@@ -117,6 +120,14 @@ class Service:
         vcpu = session.vcpus.get(outcome.vcpu) if session is not None else None
         taken = self._host.machine.state.side(vcpu).next_seq - 1 if vcpu is not None else outcome.seq
         return wire.Answer(wire.guest_outcome(outcome), taken)
+
+    def attach(self, exchange: Exchange) -> object:
+        """A stream of events there and of outcomes and directives back."""
+        request = exchange.request
+        assert isinstance(request, Hello)
+        assert isinstance(exchange, DuplexExchange)
+        self.streams.attach(exchange, request)
+        return _LATER
 
     def wait_outcome(self, exchange: Exchange) -> object:
         """The final outcome, when there is one. Every message of a session renews its lease."""
@@ -200,7 +211,8 @@ class Service:
         )
 
     def check_sessions(self) -> None:
-        """Calls of sessions that have ended hear so."""
+        """Calls and streams of sessions that have ended hear so."""
+        self.streams.check_sessions()
         if self._waits:
             there = self._host.machine.state.sessions
             expired = wire.because("SESSION_EXPIRED", "the session has expired: open a new one to go on")
@@ -209,6 +221,7 @@ class Service:
     def forget(self, status: Refusal) -> None:
         """Nobody waits any more: what they wait for has not happened."""
         self._fail(lambda _owner, _vcpu: True, status)
+        self.streams.forget(status)
         watchers, self._watchers = self._watchers, []
         for _vm, exchange in watchers:
             exchange.answer(status)
@@ -266,7 +279,7 @@ class Method:
         match request:
             case c.SubmitBatch(events=events) if events:
                 name = events[0].vcpu
-            case c.OpenSession(vcpus=vcpus):
+            case c.OpenSession(vcpus=vcpus) | Hello(vcpus=vcpus):
                 name = vcpus[0] if vcpus else ""
             case c.ResolveExit(exit=name) | GetExit(name=name):
                 name = name.partition("/exits/")[0]
@@ -292,6 +305,7 @@ METHODS: Final = {
         *_methods("VcpuService", Service.read, *READS, changes=False),
         *_methods("GuestSessionService", Service.command, "OpenSession", "KeepAlive", "CloseSession"),
         *_methods("GuestSessionService", Service.submit, "SubmitEvents"),
+        *_methods("GuestSessionService", Service.attach, "Attach"),
         *_methods("GuestSessionService", Service.wait_outcome, "WaitOutcome"),
         *_methods("ExitService", Service.command, "AcquireControl", "RenewControl", "ReleaseControl"),
         *_methods("ExitService", Service.resolve, "ResolveExit"),

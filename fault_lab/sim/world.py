@@ -20,6 +20,7 @@ from fault_lab.injection.table import ArmedFault
 from fault_lab.plan.numbered import Fired, Watch
 from fault_lab.plan.resolve import PHASES, named_points
 from fault_lab.sim.agenda import Agenda, Entry
+from fault_lab.sim.attached_guest import AttachedGuest
 from fault_lab.sim.brief import brief
 from fault_lab.sim.controller import ControllerNode
 from fault_lab.sim.faults import WorldFaults
@@ -77,7 +78,10 @@ class World:
         self._process_points = frozenset(name for name in named if name.startswith("node."))
         there = plan.topology
         self.hosts = {each.name: HostNode(self, each, seed) for each in there.hosts}
-        self.guests = {f"vms/{each.name}": GuestNode(self, each, plan, seed) for each in there.vms}
+        self.guests: dict[str, GuestNode] = {
+            f"vms/{each.name}": (AttachedGuest if each.HasField("attach") else GuestNode)(self, each, plan, seed)
+            for each in there.vms
+        }
         self.controllers = {each.name: ControllerNode(self, each, seed) for each in there.controllers}
         self.order: Final = Order(plan.order, seed) if plan.HasField("order") else None
         self._branches = list(plan.branches)

@@ -289,6 +289,7 @@ class PlannedHost(_message.Message):
     EXIT_DEADLINE_FIELD_NUMBER: _builtins.int
     DEFAULT_LEASE_FIELD_NUMBER: _builtins.int
     EPHEMERAL_FIELD_NUMBER: _builtins.int
+    SESSION_CREDITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The node's name: lower-case letters, digits and hyphens, beginning with a letter, at most 63 characters. Required."""
     profile: _builtins.str
@@ -301,6 +302,8 @@ class PlannedHost(_message.Message):
     """Bytes that all containers may take. Absent: no limit."""
     ephemeral: _builtins.bool
     """Whether it has no journal, so that it forgets everything when it ends."""
+    session_credits: _builtins.int
+    """How many events a session may have under way. 0: as the host agent reckons them. Simulator only."""
     @_builtins.property
     def exit_deadline(self) -> _duration_pb2.Duration:
         """How long a controller has to decide. Absent: 30 s."""
@@ -320,10 +323,11 @@ class PlannedHost(_message.Message):
         exit_deadline: _duration_pb2.Duration | None = ...,
         default_lease: _duration_pb2.Duration | None = ...,
         ephemeral: _builtins.bool = ...,
+        session_credits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "default_lease", b"default_lease", "exit_deadline", b"exit_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "cpus", b"cpus", "default_lease", b"default_lease", "ephemeral", b"ephemeral", "exit_deadline", b"exit_deadline", "kernel_rules", b"kernel_rules", "name", b"name", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "cpus", b"cpus", "default_lease", b"default_lease", "ephemeral", b"ephemeral", "exit_deadline", b"exit_deadline", "kernel_rules", b"kernel_rules", "name", b"name", "profile", b"profile", "session_credits", b"session_credits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
@@ -366,6 +370,7 @@ class PlannedVm(_message.Message):
     NO_PERMISSION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CPUID_DUMP_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's id: lower-case letters, digits and hyphens, beginning with a letter, at most 63 characters. Required."""
     host: _builtins.str
@@ -386,6 +391,10 @@ class PlannedVm(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels; `make-it-fail` lets its hits pass the task filter of faults."""
 
+    @_builtins.property
+    def attach(self) -> Global___PlannedAttach:
+        """Its agent sends events over an Attach stream and hears directives there. Absent: unary calls. Simulator only."""
+
     def __init__(
         self,
         *,
@@ -398,16 +407,41 @@ class PlannedVm(_message.Message):
         no_permission: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cpuid_dump: _builtins.str = ...,
+        attach: Global___PlannedAttach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "attach", b"attach", "byte_limit", b"byte_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "cpuid_dump", b"cpuid_dump", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "attach", b"attach", "byte_limit", b"byte_limit", "cpuid_dump", b"cpuid_dump", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__byte_limit) -> _WhichOneofReturnType__byte_limit | None: ...
 
 Global___PlannedVm: _TypeAlias = PlannedVm  # noqa: Y015
+
+@_typing.final
+class PlannedAttach(_message.Message):
+    """PlannedAttach is how a guest agent uses its Attach stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """How many events of one vCPU are under way at once, where they are drawn; a script waits for each outcome.
+    Range: 1 to 4,096; 0 means 1.
+    """
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedAttach: _TypeAlias = PlannedAttach  # noqa: Y015
 
 @_typing.final
 class PlannedController(_message.Message):
