@@ -36,7 +36,7 @@ def without_faults(plan: plan_pb2.Plan, names: list[str]) -> plan_pb2.Plan:
 
 
 def _problems(plan: plan_pb2.Plan) -> Iterator[Problem]:
-    for field in ("tasks", "preempt_ppm"):
+    for field in ("tasks", "preempt_ppm", "migrations"):
         if getattr(plan.workload, field):
             yield Problem(f"workload.{field}", "nothing, as only the simulator plays it", "some")
     for nr, host in enumerate(plan.topology.hosts):

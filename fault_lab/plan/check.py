@@ -88,6 +88,9 @@ def _topology(plan: plan_pb2.Plan) -> Problems:
     yield from _once("topology.controllers", hosts + controllers, first=len(hosts))
     readers = [each.name for each in plan.workload.readers]
     yield from _once("workload.readers", hosts + controllers + readers, first=len(hosts + controllers))
+    movers = [each.name for each in plan.workload.migrations]
+    others = hosts + controllers + readers
+    yield from _once("workload.migrations", others + movers, first=len(others))
 
 
 def _host(host: plan_pb2.PlannedHost, path: str) -> Problems:
@@ -166,7 +169,24 @@ def _workload(plan: plan_pb2.Plan) -> Problems:
                 yield Problem(path, "script, mix or random", "none of them")
     for nr, tasks in enumerate(plan.workload.tasks):
         yield from _tasks(plan, tasks, f"workload.tasks[{nr}]")
+    yield from _migrations(plan)
     yield from _range("workload.preempt_ppm", plan.workload.preempt_ppm, 0, PPM)
+
+
+def _migrations(plan: plan_pb2.Plan) -> Problems:
+    there, moves = plan.topology, plan.workload.migrations
+    on = {vm.name: vm.host or (there.hosts[0].name if there.hosts else "") for vm in there.vms}
+    for nr, move in enumerate(moves):
+        path = f"workload.migrations[{nr}]"
+        yield from _name(f"{path}.name", move.name)
+        if move.vm not in on:
+            yield Problem(f"{path}.vm", f"one of {_some(list(on))}", repr(move.vm))
+        if move.vm in [each.vm for each in moves[:nr]]:
+            yield Problem(f"{path}.vm", "a VM that no row before moves", repr(move.vm))
+        others = [host.name for host in there.hosts if host.name != on.get(move.vm)]
+        if move.target not in others:
+            yield Problem(f"{path}.target", f"a host that the VM is not on: {_some(others)}", repr(move.target))
+        yield from _time(move, "after", path)
 
 
 def _tasks(plan: plan_pb2.Plan, tasks: plan_pb2.PlannedTasks, path: str) -> Problems:

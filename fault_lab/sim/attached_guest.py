@@ -23,6 +23,7 @@ from fault_lab.sim.services import WaitOutcome
 from fault_lab.sim.task import Signal, Sleep, Step, Task, Wait, next_of
 from fault_lab.sim.workload import Part
 from guest_agent.event import GuestEvent, Init
+from guest_agent.moving import moved_to
 from guest_agent.opening import Opened
 from guest_agent.outcome import (
     Blocked,
@@ -111,9 +112,14 @@ class AttachedGuest(GuestNode):
                 case Remedy.AGAIN:
                     pass
                 case Remedy.LATER:
+                    self._pauses_for(patience, status)
                     yield Sleep(patience.pause_ns(status))
                 case Remedy.REOPEN:
                     yield from self._reopen(key)
+                case Remedy.MOVE:
+                    yield from self._move(key, status.metadata["target"])
+                    for lane in self._lanes.values():
+                        lane.directive = 0  # numbers of directives are each host's own
                 case _:
                     raise GivenUpError(status)
 
@@ -130,13 +136,15 @@ class AttachedGuest(GuestNode):
                     self._stream = exchange
                     self._take_attached(news)
                 case Outcomes():
-                    taken = dict(news.taken)
-                    for vcpu, seq, outcome in news.outcomes:
-                        self._hear(self._lanes[vcpu], seq, outcome, taken=taken.get(vcpu, seq) >= seq)
+                    target = self._take_outcomes(news)
+                    if target:
+                        return _moved(target)
                 case Credits():
                     self._credits = news.events
                 case Directive():
                     self._carry_out(news)
+                    if news.kind is DirectiveKind.MOVED:
+                        return _moved(news.target)
             for lane in self._lanes.values():
                 self._pump(lane)
 
@@ -148,6 +156,14 @@ class AttachedGuest(GuestNode):
             resume.check_same(lane.port.uid, lane.port.ledger)
             lane.unheard = set(lane.sent)
             self._say(lane, lane.sent)
+
+    def _take_outcomes(self, news: Outcomes) -> str:
+        """Hear each; or return where the VM is now: what says so is no outcome, and is asked for again there."""
+        target = next((found for _, _, outcome in news.outcomes if (found := moved_to(outcome))), "")
+        taken = dict(news.taken)
+        for vcpu, seq, outcome in () if target else news.outcomes:
+            self._hear(self._lanes[vcpu], seq, outcome, taken=taken.get(vcpu, seq) >= seq)
+        return target
 
     def _cut_off(self, lane: _Lane) -> None:
         """Nobody knows what has become of what was asked."""
@@ -319,6 +335,10 @@ def _next_of(events: Generator[GuestEvent, InstructionOutcome, Any]) -> GuestEve
         return events.send(Done())
     except StopIteration:
         return None
+
+
+def _moved(target: str) -> Refusal:
+    return Refusal("FAILED_PRECONDITION", f"the VM lives at {target} now", "VM_MOVED", {"target": target})
 
 
 def _stops(outcome: FinalOutcome) -> bool:

@@ -21,6 +21,7 @@ from fault_lab.sim.task import Call, Signal, Sleep, Step, Task, Wait
 from fault_lab.sim.workload import Part, part_of
 from guest_agent.event import GuestEvent
 from guest_agent.ledger import SeqLedger
+from guest_agent.moving import refusal_in
 from guest_agent.opening import Opened, SessionKey
 from guest_agent.outcome import (
     Blocked,
@@ -201,6 +202,10 @@ class GuestNode(Node):
             # The permission was asked for by an earlier process, and the first vCPU has locked it.
             if method == "RequestPermission" and reply.metadata.get("errnoName") == "EBUSY":
                 return
+            if remedy(reply) is Remedy.MOVE:
+                self.world.follow(self.name, reply.metadata["target"])
+                continue
+            self._pauses_for(patience, reply)
             again = reply.reason in ("ALLOCATION_FAILED", "KVM_ERRNO") or remedy(reply) is not Remedy.NONE
             if not again:
                 raise GivenUpError(reply)
@@ -222,9 +227,14 @@ class GuestNode(Node):
                 reply = yield Call("OpenSession", command, _CALL_NS)
                 if isinstance(reply, Opened):
                     break
-                if remedy(reply) is Remedy.NONE:
-                    raise GivenUpError(reply)
-                yield Sleep(patience.pause_ns(reply))
+                match remedy(reply):
+                    case Remedy.NONE:
+                        raise GivenUpError(reply)
+                    case Remedy.MOVE:
+                        self.world.follow(self.name, reply.metadata["target"])
+                    case _:
+                        self._pauses_for(patience, reply)
+                        yield Sleep(patience.pause_ns(reply))
             self._opened(reply)
         finally:
             opening, self._opening = self._opening, None
@@ -242,6 +252,18 @@ class GuestNode(Node):
                 resume.check_same(port.uid, port.ledger)
         self._key, self._lease_ns = opened.key, round(opened.lease_s * _S)
 
+    @staticmethod
+    def _pauses_for(patience: Patience, refusal: Refusal) -> None:
+        """Somebody is there, and will not let the VM stand still for ever."""
+        if refusal.reason == "MIGRATION_IN_PROGRESS":
+            patience.reset()
+
+    def _move(self, key: SessionKey, target: str) -> Generator[Step, Any, None]:
+        """Go on where the VM is, in a new session."""
+        if self._key == key:
+            self.world.follow(self.name, target)
+            yield from self._open()
+
     def _reopen(self, key: SessionKey) -> Generator[Step, Any, None]:
         if self._key == key:
             yield from self._open()
@@ -256,6 +278,9 @@ class GuestNode(Node):
                     break
                 if remedy(reply) is Remedy.REOPEN:
                     yield from self._reopen(key)
+                    break
+                if remedy(reply) is Remedy.MOVE:
+                    yield from self._move(key, reply.metadata["target"])
                     break
                 yield Sleep(min(_S, self._lease_ns // 10))
 
@@ -368,7 +393,11 @@ class GuestNode(Node):
             key = self._held()
             reply = yield call(key)
             if not isinstance(reply, Refusal):
-                return reply
+                moves = refusal_in(reply.outcome if isinstance(reply, wire.Answer) else reply)
+                if moves is None:
+                    return reply
+                reply = moves
+            self._pauses_for(patience, reply)
             match remedy(reply):
                 case Remedy.AGAIN:
                     patience.reset()
@@ -376,6 +405,8 @@ class GuestNode(Node):
                     yield Sleep(patience.pause_ns(reply))
                 case Remedy.REOPEN:
                     yield from self._reopen(key)
+                case Remedy.MOVE:
+                    yield from self._move(key, reply.metadata["target"])
                 case Remedy.NONE:
                     raise GivenUpError(reply)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from fault_lab.sim import wire
 from fault_lab.sim.attach import Hello, Streams
 from fault_lab.sim.duplex import DuplexExchange
+from fault_lab.sim.migration import COMMANDS, LOOKS, ExportVm, GetMigration, ListMigrations, look, told
 from fault_lab.sim.reads import READS, Read
 from fault_lab.sim.rpc import Exchange, StreamExchange
 from guest_agent.outcome import Refusal
@@ -143,6 +144,16 @@ class Service:
             return wire.guest_outcome(outcome)
         self._waits.setdefault((request.vcpu, request.seq), []).append((request.session, exchange))
         return _LATER
+
+    def migrate(self, exchange: Exchange) -> object:
+        """A step of a migration."""
+        return told(self._host.apply(cast("c.Command", exchange.request)))
+
+    def look(self, exchange: Exchange) -> object:
+        """How a migration is, or the image for it."""
+        request = exchange.request
+        assert isinstance(request, ListMigrations | GetMigration | ExportVm)
+        return look(self._host.machine.state, request)
 
     def resolve(self, exchange: Exchange) -> object:
         """A decision; it renews the control's lease."""
@@ -308,6 +319,8 @@ METHODS: Final = {
         *_methods("GuestSessionService", Service.attach, "Attach"),
         *_methods("GuestSessionService", Service.wait_outcome, "WaitOutcome"),
         *_methods("ExitService", Service.command, "AcquireControl", "RenewControl", "ReleaseControl"),
+        *_methods("MigrationService", Service.migrate, *COMMANDS),
+        *_methods("MigrationService", Service.look, *LOOKS, changes=False),
         *_methods("ExitService", Service.resolve, "ResolveExit"),
         *_methods("ExitService", Service.list_exits, "ListExits", changes=False),
         *_methods("ExitService", Service.get_exit, "GetExit", changes=False),

@@ -548,6 +548,7 @@ class Workload(_message.Message):
     READERS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     PREEMPT_PPM_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
     preempt_ppm: _builtins.int
     """How often another task runs where the kernel can be preempted in the middle of its work, in parts per million.
     Range: 0 to 1,000,000. Simulator only.
@@ -564,6 +565,10 @@ class Workload(_message.Message):
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTasks]:
         """One row for some VMs; each row that fits a VM is played for it, beside the others. Simulator only."""
 
+    @_builtins.property
+    def migrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedMigration]:
+        """VMs that move to other hosts meanwhile; at most one row a VM. Simulator only."""
+
     def __init__(
         self,
         *,
@@ -571,14 +576,51 @@ class Workload(_message.Message):
         readers: _abc.Iterable[Global___PlannedReader] | None = ...,
         tasks: _abc.Iterable[Global___PlannedTasks] | None = ...,
         preempt_ppm: _builtins.int = ...,
+        migrations: _abc.Iterable[Global___PlannedMigration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "preempt_ppm", b"preempt_ppm", "readers", b"readers", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "migrations", b"migrations", "preempt_ppm", b"preempt_ppm", "readers", b"readers", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class PlannedMigration(_message.Message):
+    """PlannedMigration is an operator, a node, who moves a VM to another host. docs/migration.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node's name, as a host's. Required."""
+    vm: _builtins.str
+    """The VM. Required."""
+    target: _builtins.str
+    """The host that it goes to; not the one that it is on. Required."""
+    @_builtins.property
+    def after(self) -> _duration_pb2.Duration:
+        """How long after the beginning of the run. Absent: at once."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vm: _builtins.str = ...,
+        target: _builtins.str = ...,
+        after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "name", b"name", "target", b"target", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedMigration: _TypeAlias = PlannedMigration  # noqa: Y015
 
 @_typing.final
 class PlannedReader(_message.Message):
