@@ -239,8 +239,18 @@ def _fault(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, path: str) -> Prob
             window_from_proto(f"{path}.window", fault.window)
         except FaultAttributeError as error:
             yield _from_error(error)
+    if fault.HasField("swizzle"):
+        yield from _swizzle(fault, path)
     if fault.HasField("gate_ppm"):
         yield from _range(f"{path}.gate_ppm", fault.gate_ppm, 0, PPM)
+
+
+def _swizzle(fault: plan_pb2.PlannedFault, path: str) -> Problems:
+    yield from _time(fault, "swizzle", path, least=1)
+    if fault.point != "link.message":
+        yield Problem(f"{path}.swizzle", "link.message, whose links are held", fault.point)
+    elif not fault.action.HasField("hold_action") or fault.action.hold_action.HasField("duration"):
+        yield Problem(f"{path}.action", "hold without a duration: a swizzle draws it", "another")
 
 
 def _scope(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, path: str) -> Problems:

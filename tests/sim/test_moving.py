@@ -78,7 +78,8 @@ def test_whoever_ends_the_vm_has_one_owner_and_arrives(who: str, events: int) ->
     while True:
         fault = (
             f"faults: [{{name: ends, point: node.run, scope: {{entity: {who}}}, action: {{kill: 200ms}}, "
-            f"window: {{after: 50ms, until: 60ms}}, attributes: {{fail-nth: {killed + 1}}}}}]\nphases: {{settle: 600s}}\n"
+            f"window: {{after: 50ms, until: 60ms}}, attributes: {{fail-nth: {killed + 1}}}}}]\n"
+            "phases: {settle: 600s}\n"
         )
         result = simulate(plan_of(ONE + fault))
         assert result.violation is None, killed + 1

@@ -798,6 +798,7 @@ class PlannedFault(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     GATE_PPM_FIELD_NUMBER: _builtins.int
+    SWIZZLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in this plan: lower-case words joined by hyphens, at most 63 characters; its draws are made from it. Required."""
     point: _builtins.str
@@ -828,6 +829,13 @@ class PlannedFault(_message.Message):
     def phases(self) -> _containers.RepeatedScalarFieldContainer[Global___PhaseName.ValueType]:
         """In which phases. Empty: in `chaos`."""
 
+    @_builtins.property
+    def swizzle(self) -> _duration_pb2.Duration:
+        """At link.message, with the action hold: the links that are meant are held one by one within the first half of this time,
+        from the beginning of `window` on, and let go one by one within the second half, in an order of its own; when, is drawn
+        once a run for each. Range: 1 ns to 24 h. Absent: a fault like any other.
+        """
+
     def __init__(
         self,
         *,
@@ -841,10 +849,11 @@ class PlannedFault(_message.Message):
         window: _fault_pb2.FaultWindow | None = ...,
         phases: _abc.Iterable[Global___PhaseName.ValueType] | None = ...,
         gate_ppm: _builtins.int | None = ...,
+        swizzle: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "scope", b"scope", "swizzle", b"swizzle", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "name", b"name", "percent", b"percent", "phases", b"phases", "pick", b"pick", "point", b"point", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "name", b"name", "percent", b"percent", "phases", b"phases", "pick", b"pick", "point", b"point", "scope", b"scope", "swizzle", b"swizzle", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gate_ppm: _TypeAlias = _typing.Literal["gate_ppm"]  # noqa: Y015
     _WhichOneofArgType__gate_ppm: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm"]  # noqa: Y015
