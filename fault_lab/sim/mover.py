@@ -37,11 +37,11 @@ class _RefusedError(Exception):
 
 
 class MoverNode(Node):
-    """One move of one VM. ``over`` is true when it is the target's."""
+    """One move of one VM, ``vm``. ``over`` is true when it is the target's."""
 
     def __init__(self, world: World, planned: plan_pb2.PlannedMigration, source: str, seed: int) -> None:
         super().__init__(world, planned.name)
-        self._vm = f"vms/{planned.vm}"
+        self.vm = f"vms/{planned.vm}"
         self._source = source
         self._target = planned.target
         self._after_ns = duration_ns("after", planned.after) if planned.HasField("after") else 0
@@ -64,9 +64,9 @@ class MoverNode(Node):
             try:
                 yield from self._once()
                 self.over = True
-                self.world.record("migration", node=self.name, vm=self._vm, state="moved", target=self._target)
+                self.world.record("migration", node=self.name, vm=self.vm, state="moved", target=self._target)
             except _RefusedError as error:
-                self.world.record("migration", node=self.name, vm=self._vm, state="refused", why=str(error))
+                self.world.record("migration", node=self.name, vm=self.vm, state="refused", why=str(error))
                 yield Sleep(self._pause_ns(_PAUSE_NS[1]))
 
     # -- the steps -----------------------------------------------------------------------------------------------------
@@ -77,14 +77,14 @@ class MoverNode(Node):
         yield from self._tidy(ours.name if ours is not None else "")
         if ours is None:
             ours = yield from self._ask(
-                self._source, "BeginMigration", m.BeginMigration(vm=self._vm, target=self._target)
+                self._source, "BeginMigration", m.BeginMigration(vm=self.vm, target=self._target)
             )
         if ours.state is MigrationState.BEGUN:
             ours = yield from self._commit_source(ours)
         yield from self._commit(self._target, ours, ours.proof)
 
     def _begun_before(self) -> Generator[Step, Any, Migration | None]:
-        found = yield from self._ask(self._source, "ListMigrations", ListMigrations(self._vm))
+        found = yield from self._ask(self._source, "ListMigrations", ListMigrations(self.vm))
         wanted = (MigrationState.BEGUN, MigrationState.COMMITTED)
         mine = [each for each in found if each.source and each.target == self._target and each.state in wanted]
         return mine[-1] if mine else None
@@ -99,9 +99,9 @@ class MoverNode(Node):
         return (yield from self._commit(self._source, ours, staged.proof))
 
     def _staged(self, ours: Migration) -> Generator[Step, Any, Migration]:
-        theirs = yield from self._ask(self._target, "ListMigrations", ListMigrations(self._vm))
+        theirs = yield from self._ask(self._target, "ListMigrations", ListMigrations(self.vm))
         if ours.name not in [each.name for each in theirs]:
-            image = yield from self._ask(self._source, "ExportVm", ExportVm(self._vm, ours.name))
+            image = yield from self._ask(self._source, "ExportVm", ExportVm(self.vm, ours.name))
             assert isinstance(image, Image)
             command = m.ImportVm(image=image.data, sha256=image.sha256, migration=ours.name)
             yield from self._ask(self._target, "ImportVm", command)
@@ -121,7 +121,7 @@ class MoverNode(Node):
 
     def _tidy(self, current: str) -> Generator[Step, Any, None]:
         """Settle at the target what the source has settled: a driver before may have ended in between."""
-        found = yield from self._ask(self._target, "ListMigrations", ListMigrations(self._vm))
+        found = yield from self._ask(self._target, "ListMigrations", ListMigrations(self.vm))
         for theirs in found:
             if theirs.name == current or not theirs.open:
                 continue

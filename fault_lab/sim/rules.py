@@ -170,8 +170,7 @@ class Rules:
                 self._arrived(host, command.migration)
             case _:
                 pass
-        if self._world.movers:
-            self._one_owner()
+        self._one_owner()
         for effect in effects:
             match effect:
                 case VcpusTaken(epoch=epoch, vcpus=vcpus):
@@ -222,10 +221,11 @@ class Rules:
 
     def _one_owner(self) -> None:
         """Of the hosts that run, at most one has a VM."""
-        for name in self._world.guests:
-            owners = [host.name for host in self._world.hosts.values() if host.up and name in host.machine.state.vms]
+        for mover in self._world.movers.values():
+            hosts = self._world.hosts.values()
+            owners = [host.name for host in hosts if host.up and mover.vm in host.machine.state.vms]
             if len(owners) > 1:
-                self.fail("one-owner", f"{name} is owned by {' and '.join(owners)}")
+                self.fail("one-owner", f"{mover.vm} is owned by {' and '.join(owners)}")
 
     def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
         """A decision that was applied has changed its exit in this very revision."""
