@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: MAX_ERRNO. Source: include/linux/err.h.
 ERRNO_MAX = 4095
@@ -59,9 +59,13 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The message, and all behind it on its way, wait ``for_ns``; 0: until the fault is disarmed or the plan heals."""
+    """The message, and all behind it on its way, wait ``for_ns``; 0: until the fault is disarmed or the plan heals.
+
+    ``until_ns``: until so long after the beginning of the run instead, as of a hold whose end was drawn.
+    """
 
     for_ns: int = 0
+    until_ns: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

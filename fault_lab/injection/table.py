@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fault_lab.injection.action import Action, Delay, FailErrno
+from fault_lab.injection.action import Action, Delay, FailErrno, Hold
 from fault_lab.injection.attributes import FaultAttributes
 from fault_lab.injection.draw import PPM, draw_between, draw_ppm
 from fault_lab.injection.hit import Hit, Selector, Window
@@ -93,8 +93,10 @@ class ArmedFault:
         return self._fires()
 
     def drawn_action(self, hit: Hit) -> Action:
-        """The action for the hit that has just fired, a delay drawn from its range."""
+        """The action for the hit that has just fired: a delay drawn from its range, a hold as long as it is to be."""
         action = self.action
+        if isinstance(action, Hold) and action.until_ns:
+            return Hold(max(1, action.until_ns - hit.now_ns))
         if not isinstance(action, Delay) or action.min_ns == action.max_ns:
             return action
         drawn_ns = self.draw(hit, "delay", low=action.min_ns, high=action.max_ns)

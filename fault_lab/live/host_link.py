@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from fpstate.v1 import (
     watch_pb2_grpc,
 )
 
-from fault_lab.injection.action import FailErrno, FailStatus
+from fault_lab.injection.action import Clock, FailErrno, FailStatus
 from fault_lab.injection.attributes import FaultAttributes
 from fault_lab.injection.points import FAULT_POINTS
 from fault_lab.injection.table import ArmedFault
@@ -34,6 +35,7 @@ from fault_lab.plan.arm import arm_request, is_hosts
 from fault_lab.plan.numbered import Fired
 from fault_lab.plan.resolve import PlannedArm, planned_faults
 from fault_lab.wire.action import action_from_proto
+from fault_lab.wire.duration import duration
 from vmm_controller.exit_proto import exit_from_proto
 from vmm_controller.policy import ExitView
 
@@ -115,6 +117,12 @@ class HostLink:
     def came_back(self) -> None:
         """The host was started again: what is armed there is looked at anew, and what it remembers is read back."""
         self.enter(self._wanted.phase, read_back=True)
+
+    def skew(self, clock: Clock) -> None:
+        """Let the host's clock jump and drift. One that has ended meanwhile comes back with a clock that is right."""
+        request = fault_pb2.AdvanceClockRequest(duration=duration(clock.jump_ns), drift_ppm=clock.drift_ppm)
+        with suppress(grpc.RpcError):
+            self._faults.AdvanceClock(request, timeout=_CALL_S)
 
     def settled(self, timeout_s: float) -> bool:
         """Wait until the host has heard the last order; whether it has."""

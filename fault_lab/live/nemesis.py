@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fault_lab.injection.action import Kill, Pause
+from fault_lab.injection.action import Clock, Kill, Pause
 from fault_lab.live.cluster import LiveCluster
 from fault_lab.live.history import LiveHistory, Record
 from fault_lab.live.points import LiveFaults
@@ -26,7 +26,10 @@ _LOOK_NS: Final = _S // 20
 
 
 class Nemesis:
-    """The processes of one run. ``on_host_back`` hears of each host that answers again."""
+    """The processes of one run.
+
+    ``on_host_back`` hears of each host that answers again, ``on_clock`` of one whose clock is to be wrong.
+    """
 
     def __init__(
         self,
@@ -34,13 +37,15 @@ class Nemesis:
         faults: LiveFaults,
         history: LiveHistory,
         on_host_back: Callable[[str], None],
+        on_clock: Callable[[str, Clock], None],
     ) -> None:
         self._cluster = cluster
         self._faults = faults
         self._history = history
         self._on_host_back = on_host_back
+        self._on_clock = on_clock
         points = {each.point for each in cluster.plan.faults} | {each.point for each in cluster.plan.schedule.hits}
-        self._asks = "node.run" in points
+        self._asks = bool(points & {"node.run", "node.clock"})
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         #: Nodes that are down until everything is healed.
@@ -72,7 +77,11 @@ class Nemesis:
         process = self._cluster[node]
         if not process.running or process.paused:
             return
-        firing = self._faults.hit("node.run", node, f"{record['f']} {'request' if request else 'reply'}")
+        what = f"{record['f']} {'request' if request else 'reply'}"
+        skews = self._faults.hit("node.clock", node, what)
+        if skews is not None and isinstance(skews.action, Clock):
+            self._on_clock(node, skews.action)
+        firing = self._faults.hit("node.run", node, what)
         match firing.action if firing is not None else None:
             case Kill(restart_ns=restart_ns):
                 self.kill(node, restart_ns)

@@ -7,10 +7,11 @@ from typing import Final
 
 from fpstate.fault.v1 import plan_pb2
 
+from fault_lab.injection.hit import matches
+from fault_lab.plan.entities import nodes
 from fault_lab.plan.problem import PlanError, Problem
 
-#: Points that nothing outside of the simulator can reach, and why.
-_NOT_LIVE: Final = {"node.clock": "a process has the system's clock, which is everybody's"}
+_NOT_THEIRS: Final = "has the system's clock, which is everybody's; a host's is its own"
 
 
 def check_possible(plan: plan_pb2.Plan, source: str) -> None:
@@ -36,15 +37,41 @@ def without_faults(plan: plan_pb2.Plan, names: list[str]) -> plan_pb2.Plan:
 
 
 def _problems(plan: plan_pb2.Plan) -> Iterator[Problem]:
-    for field in ("tasks", "preempt_ppm"):
-        if getattr(plan.workload, field):
-            yield Problem(f"workload.{field}", "nothing, as only the simulator plays it", "some")
+    yield from _simulated_only(plan)
     ephemeral = all(host.ephemeral for host in plan.topology.hosts)
-    points = [(f"faults[{nr}].point", fault.name, fault.point) for nr, fault in enumerate(plan.faults)]
-    points += [(f"schedule.hits[{nr}].point", f"hit {nr + 1}", hit.point) for nr, hit in enumerate(plan.schedule.hits)]
-    for path, name, point in points:
-        why = _NOT_LIVE.get(point, "")
-        if point.startswith("journal.") and ephemeral:
+    for path, name, where in _faults(plan):
+        why = ""
+        if where.point.startswith("journal.") and ephemeral:
             why = "no host of this plan has a journal"
+        if where.point == "node.clock":
+            why = _clock(plan, where)
         if why:
-            yield Problem(path, f"a point that can be reached live for {name}", f"{point}: {why}")
+            yield Problem(f"{path}.point", f"a point that can be reached live for {name}", f"{where.point}: {why}")
+
+
+def _simulated_only(plan: plan_pb2.Plan) -> Iterator[Problem]:
+    fields = [(f"workload.{field}", getattr(plan.workload, field)) for field in ("tasks", "preempt_ppm", "migrations")]
+    hosts, machines = plan.topology.hosts, plan.topology.vms
+    fields += [(f"topology.hosts[{nr}].session_credits", host.session_credits) for nr, host in enumerate(hosts)]
+    fields += [(f"topology.vms[{nr}].attach", vm.HasField("attach")) for nr, vm in enumerate(machines)]
+    for path, there in fields:
+        if there:
+            yield Problem(path, "nothing, as only the simulator plays it", "some")
+
+
+def _faults(plan: plan_pb2.Plan) -> Iterator[tuple[str, str, plan_pb2.ScheduledHit]]:
+    """Path, name, and where and what, of every fault and of every hit of a schedule; an entity may be a pattern."""
+    for nr, fault in enumerate(plan.faults):
+        entity = fault.scope.entity
+        yield f"faults[{nr}]", fault.name, plan_pb2.ScheduledHit(point=fault.point, entity=entity, action=fault.action)
+    for nr, hit in enumerate(plan.schedule.hits):
+        yield f"schedule.hits[{nr}]", f"hit {nr + 1}", hit
+
+
+def _clock(plan: plan_pb2.Plan, where: plan_pb2.ScheduledHit) -> str:
+    """Why these clocks cannot be wrong; empty where they can."""
+    hosts = {host.name for host in plan.topology.hosts}
+    others = [node for node in nodes(plan) if node not in hosts and matches(where.entity or "*", node)]
+    if others:
+        return f"{others[0]} {_NOT_THEIRS}"
+    return "a living clock never goes back" if where.action.clock_action.jump.ToNanoseconds() < 0 else ""

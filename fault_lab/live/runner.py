@@ -15,7 +15,7 @@ from typing import Final
 import grpc
 from fpstate.fault.v1 import plan_pb2
 
-from fault_lab.injection.action import Action, Kill, Pause
+from fault_lab.injection.action import Action, Clock, Kill, Pause
 from fault_lab.live.cluster import LOCAL, LiveCluster
 from fault_lab.live.controller_lines import ControllerLines
 from fault_lab.live.evaluator import Evaluator
@@ -56,6 +56,7 @@ class LiveRunner:
         self._links: dict[str, HostLink] = {}
         self._controllers: dict[tuple[str, int], ControllerLines] = {}
         self._open_exits: dict[str, str] = {}
+        self._skewed: set[str] = set()
         self._limits = phase_limits(plan)
         self._records_max = plan.budget.events if plan.budget.HasField("events") else _RECORDS
         limit = plan.budget.HasField("virtual_time")
@@ -86,7 +87,7 @@ class LiveRunner:
                     on_line=self._said,
                 )
             )
-            self._nemesis = Nemesis(self._cluster, self.faults, self.history, self._host_back)
+            self._nemesis = Nemesis(self._cluster, self.faults, self.history, self._host_back, self._skew)
             stack.callback(self._nemesis.close)
             self._cluster.start_hosts()
             self._begin(stack)
@@ -125,6 +126,8 @@ class LiveRunner:
         self.faults.enter(phase)
         if phase == "heal":
             self._nemesis.heal()
+            for host in self._skewed:
+                self._links[host].skew(Clock())
         for link in self._links.values():
             link.enter("" if self._halted else phase)
         for link in self._links.values():
@@ -225,6 +228,10 @@ class LiveRunner:
 
     def _host_back(self, host: str) -> None:
         self._links[host].came_back()
+
+    def _skew(self, host: str, clock: Clock) -> None:
+        self._skewed.add(host)
+        self._links[host].skew(clock)
 
     # -- faults --------------------------------------------------------------------------------------------------------
 

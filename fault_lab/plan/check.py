@@ -88,6 +88,9 @@ def _topology(plan: plan_pb2.Plan) -> Problems:
     yield from _once("topology.controllers", hosts + controllers, first=len(hosts))
     readers = [each.name for each in plan.workload.readers]
     yield from _once("workload.readers", hosts + controllers + readers, first=len(hosts + controllers))
+    movers = [each.name for each in plan.workload.migrations]
+    others = hosts + controllers + readers
+    yield from _once("workload.migrations", others + movers, first=len(others))
 
 
 def _host(host: plan_pb2.PlannedHost, path: str) -> Problems:
@@ -95,6 +98,7 @@ def _host(host: plan_pb2.PlannedHost, path: str) -> Problems:
     yield from _one_of(f"{path}.profile", host.profile, builtin_profile_names())
     yield from _one_of(f"{path}.kernel_rules", host.kernel_rules, KERNEL_RULES)
     yield from _range(f"{path}.cpus", host.cpus, 0, _PARTS_MAX)
+    yield from _range(f"{path}.session_credits", host.session_credits, 0, _PARTS_MAX)
     yield from _time(host, "exit_deadline", path, least=1)
     yield from _time(host, "default_lease", path, least=1)
 
@@ -107,6 +111,7 @@ def _vm(plan: plan_pb2.Plan, vm: plan_pb2.PlannedVm, path: str) -> Problems:
         yield from _processor(vm, path)
     yield from _one_of(f"{path}.allocation_policy", vm.allocation_policy, ALLOCATION_POLICIES)
     yield from _range(f"{path}.vcpus", vm.vcpus, 0, _PARTS_MAX)
+    yield from _range(f"{path}.attach.events", vm.attach.events, 0, _PARTS_MAX)
     for key in vm.labels:
         if not _ID.fullmatch(key):
             yield Problem(f"{path}.labels", "keys of lower-case letters, digits and hyphens", repr(key))
@@ -164,7 +169,24 @@ def _workload(plan: plan_pb2.Plan) -> Problems:
                 yield Problem(path, "script, mix or random", "none of them")
     for nr, tasks in enumerate(plan.workload.tasks):
         yield from _tasks(plan, tasks, f"workload.tasks[{nr}]")
+    yield from _migrations(plan)
     yield from _range("workload.preempt_ppm", plan.workload.preempt_ppm, 0, PPM)
+
+
+def _migrations(plan: plan_pb2.Plan) -> Problems:
+    there, moves = plan.topology, plan.workload.migrations
+    on = {vm.name: vm.host or (there.hosts[0].name if there.hosts else "") for vm in there.vms}
+    for nr, move in enumerate(moves):
+        path = f"workload.migrations[{nr}]"
+        yield from _name(f"{path}.name", move.name)
+        if move.vm not in on:
+            yield Problem(f"{path}.vm", f"one of {_some(list(on))}", repr(move.vm))
+        if move.vm in [each.vm for each in moves[:nr]]:
+            yield Problem(f"{path}.vm", "a VM that no row before moves", repr(move.vm))
+        others = [host.name for host in there.hosts if host.name != on.get(move.vm)]
+        if move.target not in others:
+            yield Problem(f"{path}.target", f"a host that the VM is not on: {_some(others)}", repr(move.target))
+        yield from _time(move, "after", path)
 
 
 def _tasks(plan: plan_pb2.Plan, tasks: plan_pb2.PlannedTasks, path: str) -> Problems:
@@ -217,8 +239,18 @@ def _fault(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, path: str) -> Prob
             window_from_proto(f"{path}.window", fault.window)
         except FaultAttributeError as error:
             yield _from_error(error)
+    if fault.HasField("swizzle"):
+        yield from _swizzle(fault, path)
     if fault.HasField("gate_ppm"):
         yield from _range(f"{path}.gate_ppm", fault.gate_ppm, 0, PPM)
+
+
+def _swizzle(fault: plan_pb2.PlannedFault, path: str) -> Problems:
+    yield from _time(fault, "swizzle", path, least=1)
+    if fault.point != "link.message":
+        yield Problem(f"{path}.swizzle", "link.message, whose links are held", fault.point)
+    elif not fault.action.HasField("hold_action") or fault.action.hold_action.HasField("duration"):
+        yield Problem(f"{path}.action", "hold without a duration: a swizzle draws it", "another")
 
 
 def _scope(plan: plan_pb2.Plan, fault: plan_pb2.PlannedFault, path: str) -> Problems:

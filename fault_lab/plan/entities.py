@@ -15,7 +15,8 @@ def nodes(plan: plan_pb2.Plan) -> list[str]:
     there = plan.topology
     hosts, controllers = (each.name for each in there.hosts), (each.name for each in there.controllers)
     readers = (each.name for each in plan.workload.readers)
-    return [*hosts, *controllers, *(f"vms/{vm.name}" for vm in there.vms), *readers]
+    movers = (each.name for each in plan.workload.migrations)
+    return [*hosts, *controllers, *(f"vms/{vm.name}" for vm in there.vms), *readers, *movers]
 
 
 def links(plan: plan_pb2.Plan) -> list[str]:
@@ -25,6 +26,9 @@ def links(plan: plan_pb2.Plan) -> list[str]:
     pairs = [(f"vms/{vm.name}", vm.host or first) for vm in there.vms]
     pairs += [(each.name, each.host or first) for each in there.controllers]
     pairs += [(each.name, each.host or first) for each in plan.workload.readers]
+    on = {vm.name: vm.host or first for vm in there.vms}
+    for each in plan.workload.migrations:
+        pairs += [(each.name, on.get(each.vm, first)), (each.name, each.target), (f"vms/{each.vm}", each.target)]
     return [f"{a}->{b}" for pair in pairs for a, b in (pair, pair[::-1])]
 
 

@@ -17,6 +17,7 @@ from fault_lab.injection.action import Action
 from fault_lab.injection.hit import Hit
 from fault_lab.injection.table import ArmedFault
 from fault_lab.plan.resolve import RunFaults, forced_hits
+from fault_lab.plan.swizzle import plan_name
 
 #: What fires because a branch says so, and not a fault of the plan.
 FORCED: Final = "branch"
@@ -77,8 +78,8 @@ class NumberedFaults:
 
     def stands(self, fault: str) -> bool:
         """Whether a fault is armed in this phase. What is written out as a hit ends where everything is mended."""
-        armed = self._run.table.armed.get(fault)
-        return armed is not None and (bool(armed.owner) or self.phase not in ("heal", "settle"))
+        there = [armed for name, armed in self._run.table.armed.items() if plan_name(name) == fault]
+        return any(bool(armed.owner) or self.phase not in ("heal", "settle") for armed in there)
 
     def count(self, point: str, entity: str) -> int:
         """How often somebody has hit a point."""
@@ -108,7 +109,7 @@ class NumberedFaults:
         fault = forced(self.forced, hit, number, self._run.table.hit(hit) if asked else None)
         if fault is None:
             return None
-        fired = Fired(fault.name, point, entity, number, fault.drawn_action(hit))
+        fired = Fired(plan_name(fault.name), point, entity, number, fault.drawn_action(hit))
         self.fired.append(fired)
         return fired, fault, hit
 

@@ -21,6 +21,7 @@ from fault_lab.injection.hit import Hit, Selector, Window
 from fault_lab.injection.points import FAULT_POINTS, ErrorClass, FaultPoint
 from fault_lab.injection.table import ArmedFault, FaultTable
 from fault_lab.plan.entities import entities, links, nodes
+from fault_lab.plan.swizzle import swizzled
 from fault_lab.wire.action import action_from_proto
 from fault_lab.wire.fault import attributes_from_proto, selector_from_proto, window_from_proto
 
@@ -69,7 +70,11 @@ class RunFaults:
 def planned_faults(plan: plan_pb2.Plan, seed: int) -> list[PlannedArm]:
     """Arm every fault of the plan, and of its schedule, for the run of ``seed``; times begin with the run."""
     return [
-        *(_planned(plan, fault, nr, seed) for nr, fault in enumerate(plan.faults)),
+        *(
+            each
+            for nr, fault in enumerate(plan.faults)
+            for each in swizzled(plan, fault, _planned(plan, fault, nr, seed))
+        ),
         *(_scheduled(hit, nr) for nr, hit in enumerate(plan.schedule.hits)),
     ]
 

@@ -130,6 +130,7 @@ _SHORT: Final[dict[str, Callable[[Any, str], None]]] = {
     "fpstate.fault.v1.KillAction": _time("restart_after"),
     "fpstate.fault.v1.ClockAction": _time("jump"),
     "fpstate.fault.v1.RandomPlay": _count("events"),
+    "fpstate.fault.v1.PlannedAttach": _count("events"),
     "fpstate.fault.v1.Phase": _time("duration"),
 }
 #: The kernel's own name of an attribute that is in parts per million here.

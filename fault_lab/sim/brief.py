@@ -6,6 +6,8 @@ from functools import singledispatch
 
 from fpstate.v1 import vcpu_pb2
 
+from fault_lab.sim.attach import Hello
+from fault_lab.sim.migration import ExportVm, GetMigration, Image, ListMigrations, Migration
 from fault_lab.sim.reads import Read, Registers
 from fault_lab.sim.services import Done, GetExit, Held, Listed, ListExits, WaitOutcome, WatchExits
 from fault_lab.sim.wire import Answer
@@ -13,6 +15,7 @@ from guest_agent.opening import Opened
 from guest_agent.outcome import Done as DoneOutcome
 from guest_agent.outcome import Gone, Injected, Outcome, Pending, Rejected
 from host_agent import commands as c
+from host_agent import migration_commands as m
 from vmm_controller.policy import ExitView
 
 _VECTORS = {6: "#UD", 7: "#NM", 13: "#GP"}
@@ -40,6 +43,46 @@ def _operands(kind: object) -> str:
 @brief.register
 def _(value: c.OpenSession) -> str:
     return f"{len(value.vcpus)} vCPUs"
+
+
+@brief.register
+def _(value: Hello) -> str:
+    return f"epoch {value.epoch}: {len(value.vcpus)} vCPUs"
+
+
+@brief.register(ListMigrations)
+@brief.register(ExportVm)
+@brief.register(m.BeginMigration)
+def _(value: ListMigrations | ExportVm | m.BeginMigration) -> str:
+    return value.vm
+
+
+@brief.register(m.ImportVm)
+@brief.register(m.StageMigration)
+@brief.register(m.CommitMigration)
+@brief.register(m.AbortMigration)
+def _(value: m.ImportVm | m.StageMigration | m.CommitMigration | m.AbortMigration) -> str:
+    return value.migration
+
+
+@brief.register
+def _(value: GetMigration) -> str:
+    return value.name
+
+
+@brief.register
+def _(value: Migration) -> str:
+    return f"{value.name} {value.state.name} epoch {value.epoch}"
+
+
+@brief.register
+def _(value: Image) -> str:
+    return f"{len(value.data)} bytes"
+
+
+@brief.register
+def _(value: tuple) -> str:  # type: ignore[type-arg]
+    return ", ".join(brief(each) for each in value)
 
 
 @brief.register

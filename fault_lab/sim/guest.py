@@ -21,6 +21,7 @@ from fault_lab.sim.task import Call, Signal, Sleep, Step, Task, Wait
 from fault_lab.sim.workload import Part, part_of
 from guest_agent.event import GuestEvent
 from guest_agent.ledger import SeqLedger
+from guest_agent.moving import refusal_in
 from guest_agent.opening import Opened, SessionKey
 from guest_agent.outcome import (
     Blocked,
@@ -58,7 +59,7 @@ NOT_OURS: Final = frozenset({"SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP",
 EXISTS: Final = frozenset({"VM_EXISTS", "VCPU_EXISTS"})
 
 
-class _GivenUpError(Exception):
+class GivenUpError(Exception):
     """The host refused for good, or stayed away: the agent ends."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -66,7 +67,7 @@ class _GivenUpError(Exception):
         self.refusal = refusal
 
 
-class _Patience:
+class Patience:
     """Pauses that double, with jitter, as the client's own; here time is the world's and the jitter is drawn."""
 
     def __init__(self, node: GuestNode) -> None:
@@ -74,15 +75,17 @@ class _Patience:
         self.reset()
 
     def reset(self) -> None:
+        """Begin anew: somebody answered."""
         self._next_ns = _PAUSE_NS[0]
         self._until_ns: int | None = None
 
     def pause_ns(self, refusal: Refusal) -> int:
+        """How long to wait now, in nanoseconds. Raises ``GivenUpError`` once the patience is at its end."""
         now_ns = self._node.world.now_ns
         if self._until_ns is None:
             self._until_ns = now_ns + _RECONNECT_NS
         if now_ns >= self._until_ns:
-            raise _GivenUpError(refusal)
+            raise GivenUpError(refusal)
         nominal, self._next_ns = self._next_ns, min(2 * self._next_ns, _PAUSE_NS[1])
         return max(self._node.draw("pause", nominal // 2, nominal), round((refusal.retry_delay_s or 0.0) * _S))
 
@@ -105,6 +108,8 @@ class GuestNode(Node):
 
     def __init__(self, world: World, planned: plan_pb2.PlannedVm, plan: plan_pb2.Plan, seed: int) -> None:
         super().__init__(world, f"vms/{planned.name}")
+        #: Whether it hears directives.
+        self.attached = planned.HasField("attach")
         self._planned = planned
         self._plan = plan
         self._draws = 0
@@ -153,7 +158,7 @@ class GuestNode(Node):
         """A task that gives up ends the agent, which is started again."""
         try:
             yield from task
-        except _GivenUpError as error:
+        except GivenUpError as error:
             self._gives_up(str(error))
         except SessionLost as error:
             self.world.rules.session_lost(self, str(error))
@@ -189,7 +194,7 @@ class GuestNode(Node):
 
     def _make(self, method: str, command: object) -> Generator[Step, Any, None]:
         """Make something, again and again until it is there. No memory for it is a reason to wait, not to give up."""
-        patience = _Patience(self)
+        patience = Patience(self)
         while True:
             reply = yield Call(method, command, _CALL_NS)
             if not isinstance(reply, Refusal) or reply.reason in EXISTS:
@@ -197,9 +202,13 @@ class GuestNode(Node):
             # The permission was asked for by an earlier process, and the first vCPU has locked it.
             if method == "RequestPermission" and reply.metadata.get("errnoName") == "EBUSY":
                 return
+            if remedy(reply) is Remedy.MOVE:
+                self.world.follow(self.name, reply.metadata["target"])
+                continue
+            self._pauses_for(patience, reply)
             again = reply.reason in ("ALLOCATION_FAILED", "KVM_ERRNO") or remedy(reply) is not Remedy.NONE
             if not again:
-                raise _GivenUpError(reply)
+                raise GivenUpError(reply)
             yield Sleep(patience.pause_ns(reply))
 
     # -- the session ---------------------------------------------------------------------------------------------------
@@ -211,16 +220,21 @@ class GuestNode(Node):
             return
         self._opening = Signal()
         try:
-            patience = _Patience(self)
+            patience = Patience(self)
             while True:
                 request_id = f"{self.name}/{self.life}/session-{self.draw('session', 0, 1 << 40):x}"
                 command = c.OpenSession(client_name=self.name, vcpus=tuple(self._vcpus), request_id=request_id)
                 reply = yield Call("OpenSession", command, _CALL_NS)
                 if isinstance(reply, Opened):
                     break
-                if remedy(reply) is Remedy.NONE:
-                    raise _GivenUpError(reply)
-                yield Sleep(patience.pause_ns(reply))
+                match remedy(reply):
+                    case Remedy.NONE:
+                        raise GivenUpError(reply)
+                    case Remedy.MOVE:
+                        self.world.follow(self.name, reply.metadata["target"])
+                    case _:
+                        self._pauses_for(patience, reply)
+                        yield Sleep(patience.pause_ns(reply))
             self._opened(reply)
         finally:
             opening, self._opening = self._opening, None
@@ -238,6 +252,18 @@ class GuestNode(Node):
                 resume.check_same(port.uid, port.ledger)
         self._key, self._lease_ns = opened.key, round(opened.lease_s * _S)
 
+    @staticmethod
+    def _pauses_for(patience: Patience, refusal: Refusal) -> None:
+        """Somebody is there, and will not let the VM stand still for ever."""
+        if refusal.reason == "MIGRATION_IN_PROGRESS":
+            patience.reset()
+
+    def _move(self, key: SessionKey, target: str) -> Generator[Step, Any, None]:
+        """Go on where the VM is, in a new session."""
+        if self._key == key:
+            self.world.follow(self.name, target)
+            yield from self._open()
+
     def _reopen(self, key: SessionKey) -> Generator[Step, Any, None]:
         if self._key == key:
             yield from self._open()
@@ -252,6 +278,9 @@ class GuestNode(Node):
                     break
                 if remedy(reply) is Remedy.REOPEN:
                     yield from self._reopen(key)
+                    break
+                if remedy(reply) is Remedy.MOVE:
+                    yield from self._move(key, reply.metadata["target"])
                     break
                 yield Sleep(min(_S, self._lease_ns // 10))
 
@@ -322,7 +351,7 @@ class GuestNode(Node):
             if answer.taken < seq:
                 port.ledger.untake(seq)
             if answer.outcome.refusal.reason in NOT_OURS:
-                raise _GivenUpError(answer.outcome.refusal)
+                raise GivenUpError(answer.outcome.refusal)
         outcome: Outcome = answer.outcome
         return outcome
 
@@ -336,7 +365,7 @@ class GuestNode(Node):
         if isinstance(outcome, Blocked):
             port.ledger.untake(seq)
             self.world.rules.blocked(self, port.vcpu, outcome)
-            raise _GivenUpError(Refusal("FAILED_PRECONDITION", f"blocked: {outcome}", "BLOCKED"))
+            raise GivenUpError(Refusal("FAILED_PRECONDITION", f"blocked: {outcome}", "BLOCKED"))
         port.ledger.note(seq, outcome)
         self.world.rules.guest_heard(self, port.vcpu, port.uid, seq, outcome)
         assert isinstance(outcome, Done | Injected | Gone | Rejected)
@@ -350,7 +379,7 @@ class GuestNode(Node):
 
         try:
             outcome: Outcome = yield from self._until_answered(call)
-        except _GivenUpError as error:
+        except GivenUpError as error:
             lost = error.refusal.reason in ("SEQ_GAP", "FIELD_INVALID") and self._key != key
             if event is None or not lost:
                 raise
@@ -359,12 +388,16 @@ class GuestNode(Node):
 
     def _until_answered(self, call: Any) -> Generator[Step, Any, Any]:  # noqa: ANN401 -- each call has its own reply
         """Make a call again and again, in a new session where it must be, until the host answers or refuses it."""
-        patience = _Patience(self)
+        patience = Patience(self)
         while True:
             key = self._held()
             reply = yield call(key)
             if not isinstance(reply, Refusal):
-                return reply
+                moves = refusal_in(reply.outcome if isinstance(reply, wire.Answer) else reply)
+                if moves is None:
+                    return reply
+                reply = moves
+            self._pauses_for(patience, reply)
             match remedy(reply):
                 case Remedy.AGAIN:
                     patience.reset()
@@ -372,8 +405,10 @@ class GuestNode(Node):
                     yield Sleep(patience.pause_ns(reply))
                 case Remedy.REOPEN:
                     yield from self._reopen(key)
+                case Remedy.MOVE:
+                    yield from self._move(key, reply.metadata["target"])
                 case Remedy.NONE:
-                    raise _GivenUpError(reply)
+                    raise GivenUpError(reply)
 
 
 def _may_be(refusal: Refusal) -> bool:

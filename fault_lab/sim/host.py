@@ -30,7 +30,7 @@ from fault_lab.wire.duration import duration_ns
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Refusal
 from host_agent.commands import Boot, Command, HitFault, Tick
-from host_agent.effects import ExitChanged, OutcomeReady, VcpusTaken
+from host_agent.effects import DirectiveIssued, ExitChanged, OutcomeReady, VcpusTaken
 from host_agent.errors import Refused
 from host_agent.journal.outcome import pack_outcome
 from host_agent.machine import HostMachine
@@ -49,6 +49,7 @@ class HostNode(Node):
     def __init__(self, world: World, planned: plan_pb2.PlannedHost, seed: int) -> None:
         super().__init__(world, planned.name)
         self.ephemeral = planned.ephemeral
+        self.session_credits = planned.session_credits
         self.journal = ModelledJournal(self, seed)
         self._config = host_config(planned)
         self.machine = HostMachine(self._config)
@@ -188,8 +189,12 @@ class HostNode(Node):
         service = self.service
         for effect in effects:
             match effect:
-                case OutcomeReady(outcome=outcome) if outcome.final:
-                    service.final(outcome)
+                case OutcomeReady(outcome=outcome):
+                    service.streams.outcome(outcome)
+                    if outcome.final:
+                        service.final(outcome)
+                case DirectiveIssued(session=session, directive=directive):
+                    service.streams.directive(session, directive)
                 case ExitChanged(exit=name):
                     self.world.rules.exit_changed(self, name)
                     service.exit_changed(name)

@@ -171,7 +171,8 @@ class StreamExchange(Exchange):
 
 def call(client: Node, step: Call, then: Callable[[Any], None]) -> None:
     """Ask the client's host."""
-    Exchange(client, client.world.host_of(client.name), step, then).begin()
+    world = client.world
+    Exchange(client, world.hosts[step.host] if step.host else world.host_of(client.name), step, then).begin()
 
 
 def open_stream(client: Node, method: str, request: object) -> Stream:

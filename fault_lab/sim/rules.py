@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from fault_lab.sim.books import Books
+from fault_lab.sim.books import ENDED, Books
 from fault_lab.sim.shelf.book import Book
 from fault_lab.sim.shelf.deciders import DeciderBook
 from fault_lab.sim.shelf.exits import ExitBook
@@ -26,6 +26,8 @@ from host_agent.events import BlockedOutcome, PendingOutcome, RejectedOutcome
 from host_agent.events import Outcome as HostOutcome
 from host_agent.exits import ExitRecord, ExitState
 from host_agent.kvm.lifecycle import VcpuState
+from host_agent.migration_commands import CommitMigration
+from host_agent.migrations import MigrationRole
 from host_agent.state import VcpuSide
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ ALWAYS: Final = {
     "recovered-same-digest": "where nothing was lost, a host comes back as it was, to the byte",
     "guest-sees-its-bytes": "a guest reads what it has loaded, and its script is not told that it is mistaken",
     "session-goes-on": "an agent finds its vCPUs' numbers where it left them",
+    "one-owner": "a VM that moves has one owner at most",
     "task-reads-its-bytes": "every host task holds what it has loaded, in the registers or in its image, to the byte",
     "frame-tells-the-truth": "a signal frame has the registers of the program, and no byte of anybody else's",
     "sigreturn-brings-back": "sigreturn restores a frame that is good, and refuses one that is spoilt",
@@ -90,6 +93,8 @@ EVENTUALLY: Final = {
     "no-stuck-exit": "no exit is open any more, unless it is paused for a person",
     "guests-end": "every guest has come to its end, unless its vCPU is paused for a person",
     "tasks-end": "every row of host tasks was played to its end",
+    "moves-end": "a VM that was to move is at its target",
+    "directives-arrive": "an agent that is attached has acknowledged every directive",
 }
 
 
@@ -161,8 +166,11 @@ class Rules:
                 self._books.epoch_given(host.name, getattr(result, "epoch", 0))
                 self._controls[host.name, command.scope] = getattr(result, "epoch", 0)
                 self._scopes[getattr(result, "name", "")] = command.scope
+            case CommitMigration() if not refused:
+                self._arrived(host, command.migration)
             case _:
                 pass
+        self._one_owner()
         for effect in effects:
             match effect:
                 case VcpusTaken(epoch=epoch, vcpus=vcpus):
@@ -176,6 +184,7 @@ class Rules:
 
     def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
         state = host.machine.state
+        several = len(command.events) > 1
         for event, outcome in zip(command.events, result, strict=True):
             vcpu = state.sessions[command.session].vcpus.get(event.vcpu) if command.session in state.sessions else None
             if vcpu is None:
@@ -188,11 +197,35 @@ class Rules:
             side = state.side(vcpu)
             last = self._books.taken.get((host.name, side.uid), 0)
             now = side.next_seq - 1
-            if now == last:
+            if now == last or (several and event.seq <= last):
                 continue
             if command.epoch < newest:
                 self.fail("epochs-fence", f"{event.vcpu}: event {now} of epoch {command.epoch} is taken after {newest}")
-            self._books.event_taken((host.name, side.uid), event.vcpu, event.seq, now)
+            # Of several, each takes one number, and the last of them the last.
+            taken_as = last + 1 if several and event is not command.events[-1] else now
+            self._books.event_taken((host.name, side.uid), event.vcpu, event.seq, taken_as)
+
+    def _arrived(self, host: HostNode, migration: str) -> None:
+        """A VM is a host's from now on: nothing that was acknowledged elsewhere is lost, and its exits go on here."""
+        state = host.machine.state
+        record = state.migrations[migration]
+        vm = state.vms.get(record.vm)
+        if record.role is not MigrationRole.TARGET or vm is None:
+            return
+        for vcpu in vm.kvm.vcpus.values():
+            side = state.side(vcpu)
+            if (host.name, side.uid) not in self._books.taken:
+                self._books.expects((host.name, side.uid), side.uid, side.next_seq)
+            if side.exit is not None and self._books.exits.get((side.uid, side.exit.name), (0, ""))[1] in ENDED:
+                self._books.exits[side.uid, side.exit.name] = side.exit.generation, side.exit.state.value
+
+    def _one_owner(self) -> None:
+        """Of the hosts that run, at most one has a VM."""
+        for mover in self._world.movers.values():
+            hosts = self._world.hosts.values()
+            owners = [host.name for host in hosts if host.up and mover.vm in host.machine.state.vms]
+            if len(owners) > 1:
+                self.fail("one-owner", f"{mover.vm} is owned by {' and '.join(owners)}")
 
     def _resolved(self, host: HostNode, command: c.ResolveExit) -> None:
         """A decision that was applied has changed its exit in this very revision."""
@@ -292,9 +325,14 @@ class Rules:
         for record in (*state.exits.values(), *state.resolved_exits.values()):
             there[record.vcpu_uid, record.name] = record
         books = self._books
-        books.exits = {key: (record.generation, record.state.value) for key, record in there.items()}
+        others = [other for other in self._world.hosts.values() if other is not host]
+        elsewhere = {name for other in others for name in other.machine.state.vms} - state.vms.keys()
+        kept = {key: each for key, each in books.exits.items() if _vm_of(key[1]) in elsewhere}
+        books.exits = kept | {key: (record.generation, record.state.value) for key, record in there.items()}
         books.decided = {
-            key: kind for key, kind in books.decided.items() if key[:2] in there and key[2] in there[key[:2]].winners
+            key: kind
+            for key, kind in books.decided.items()
+            if _vm_of(key[1]) in elsewhere or (key[:2] in there and key[2] in there[key[:2]].winners)
         }
 
     def _forget(self, host: HostNode) -> None:
@@ -344,19 +382,37 @@ class Rules:
     def eventually(self, wanted: Collection[str]) -> None:
         """After everything is mended and has had its time: nothing is left hanging."""
         checks = {"no-stuck-exit": self._stuck, "guests-end": self._unfinished, "tasks-end": self._unplayed}
+        checks["moves-end"] = self._unmoved
+        checks["directives-arrive"] = self._unheard
         for name in wanted or EVENTUALLY:
             for text in checks[name]():
                 raise Violation(name, text)
 
     def at_rest(self) -> bool:
         """Whether nothing is left to do but to renew leases."""
-        return not any(self._unfinished()) and not any(self._stuck()) and not any(self._unplayed())
+        left = (self._unfinished, self._stuck, self._unplayed, self._unheard, self._unmoved)
+        return not any(any(each()) for each in left)
 
     def _unplayed(self) -> Iterator[str]:
         for host in self._world.hosts.values():
             for play in host.plays:
                 if not play.over:
                     yield f"{host.name}: {play.done} of {play.events} acts for {play.vm}"
+
+    def _unmoved(self) -> Iterator[str]:
+        for mover in self._world.movers.values():
+            if not mover.over:
+                yield f"{mover.name} has not come to its end"
+
+    def _unheard(self) -> Iterator[str]:
+        for guest in self._world.guests.values():
+            if not guest.attached:
+                continue
+            state = self._world.host_of(guest.name).machine.state
+            for session in state.sessions.values():
+                for directive in session.directives.values():
+                    if directive.vcpu.startswith(f"{guest.name}/vcpus/"):
+                        yield f"{directive.vcpu}: {directive.kind} {directive.id} is not acknowledged"
 
     def _stuck(self) -> Iterator[str]:
         for host in self._world.hosts.values():

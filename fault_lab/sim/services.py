@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from fault_lab.sim import wire
+from fault_lab.sim.attach import Hello, Streams
+from fault_lab.sim.duplex import DuplexExchange
+from fault_lab.sim.migration import COMMANDS, LOOKS, ExportVm, GetMigration, ListMigrations, look, told
 from fault_lab.sim.reads import READS, Read
 from fault_lab.sim.rpc import Exchange, StreamExchange
 from guest_agent.outcome import Refusal
@@ -82,6 +85,7 @@ class Service:
         self._host = host
         self._waits: dict[tuple[str, int], list[tuple[str, Exchange]]] = {}
         self._watchers: list[tuple[str, StreamExchange]] = []
+        self.streams: Final = Streams(host)
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
@@ -118,6 +122,14 @@ class Service:
         taken = self._host.machine.state.side(vcpu).next_seq - 1 if vcpu is not None else outcome.seq
         return wire.Answer(wire.guest_outcome(outcome), taken)
 
+    def attach(self, exchange: Exchange) -> object:
+        """A stream of events there and of outcomes and directives back."""
+        request = exchange.request
+        assert isinstance(request, Hello)
+        assert isinstance(exchange, DuplexExchange)
+        self.streams.attach(exchange, request)
+        return _LATER
+
     def wait_outcome(self, exchange: Exchange) -> object:
         """The final outcome, when there is one. Every message of a session renews its lease."""
         request = exchange.request
@@ -132,6 +144,16 @@ class Service:
             return wire.guest_outcome(outcome)
         self._waits.setdefault((request.vcpu, request.seq), []).append((request.session, exchange))
         return _LATER
+
+    def migrate(self, exchange: Exchange) -> object:
+        """A step of a migration."""
+        return told(self._host.apply(cast("c.Command", exchange.request)))
+
+    def look(self, exchange: Exchange) -> object:
+        """How a migration is, or the image for it."""
+        request = exchange.request
+        assert isinstance(request, ListMigrations | GetMigration | ExportVm)
+        return look(self._host.machine.state, request)
 
     def resolve(self, exchange: Exchange) -> object:
         """A decision; it renews the control's lease."""
@@ -200,7 +222,8 @@ class Service:
         )
 
     def check_sessions(self) -> None:
-        """Calls of sessions that have ended hear so."""
+        """Calls and streams of sessions that have ended hear so."""
+        self.streams.check_sessions()
         there = self._host.machine.state.sessions
         if any(owner not in there for waiting in self._waits.values() for owner, _exchange in waiting):
             expired = wire.because("SESSION_EXPIRED", "the session has expired: open a new one to go on")
@@ -209,6 +232,7 @@ class Service:
     def forget(self, status: Refusal) -> None:
         """Nobody waits any more: what they wait for has not happened."""
         self._fail(lambda _owner, _vcpu: True, status)
+        self.streams.forget(status)
         watchers, self._watchers = self._watchers, []
         for _vm, exchange in watchers:
             exchange.answer(status)
@@ -266,7 +290,7 @@ class Method:
         match request:
             case c.SubmitBatch(events=events) if events:
                 name = events[0].vcpu
-            case c.OpenSession(vcpus=vcpus):
+            case c.OpenSession(vcpus=vcpus) | Hello(vcpus=vcpus):
                 name = vcpus[0] if vcpus else ""
             case c.ResolveExit(exit=name) | GetExit(name=name):
                 name = name.partition("/exits/")[0]
@@ -292,8 +316,11 @@ METHODS: Final = {
         *_methods("VcpuService", Service.read, *READS, changes=False),
         *_methods("GuestSessionService", Service.command, "OpenSession", "KeepAlive", "CloseSession"),
         *_methods("GuestSessionService", Service.submit, "SubmitEvents"),
+        *_methods("GuestSessionService", Service.attach, "Attach"),
         *_methods("GuestSessionService", Service.wait_outcome, "WaitOutcome"),
         *_methods("ExitService", Service.command, "AcquireControl", "RenewControl", "ReleaseControl"),
+        *_methods("MigrationService", Service.migrate, *COMMANDS),
+        *_methods("MigrationService", Service.look, *LOOKS, changes=False),
         *_methods("ExitService", Service.resolve, "ResolveExit"),
         *_methods("ExitService", Service.list_exits, "ListExits", changes=False),
         *_methods("ExitService", Service.get_exit, "GetExit", changes=False),

@@ -26,12 +26,16 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Ask the host; the task is sent the reply or a Refusal. ``process`` is who asks, for the history."""
+    """Ask a host, the node's own where none is named; the task is sent the reply or a Refusal.
+
+    ``process`` is who asks, for the history.
+    """
 
     method: str
     request: object
     timeout_ns: int
     process: str = ""
+    host: str = ""
 
 
 class Signal:

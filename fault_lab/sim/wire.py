@@ -12,9 +12,9 @@ from functools import lru_cache
 from grpc import StatusCode
 
 from guest_agent.event import GuestEvent
-from guest_agent.opening import Opened, SessionKey, resume_from_proto
-from guest_agent.outcome import Outcome, Refusal
-from guest_agent.wire import event_to_proto, outcome_from_proto, refusal_from_status
+from guest_agent.opening import Opened, SessionKey, VcpuResume, resume_from_proto
+from guest_agent.outcome import Directive, Outcome, Refusal
+from guest_agent.wire import directive_from_proto, event_to_proto, outcome_from_proto, refusal_from_status
 from host_agent import events, sessions
 from host_agent.exits import Decision as HostDecision
 from host_agent.exits import ExitRecord
@@ -22,7 +22,7 @@ from host_agent.service.errors import Failure, failure_of, status_of
 from host_agent.service.translate.decision import decision_from_proto
 from host_agent.service.translate.event import event_from_proto
 from host_agent.service.translate.exit import exit_to_proto
-from host_agent.service.translate.outcome import outcome_to_proto, resume_to_proto
+from host_agent.service.translate.outcome import directive_to_proto, outcome_to_proto, resume_to_proto
 from host_agent.state import HostState
 from vmm_controller.error import CallError
 from vmm_controller.exit_proto import decision_to_proto, exit_from_proto
@@ -62,8 +62,18 @@ def _remembered(kind: events.DoneOutcome | events.InjectOutcome) -> Outcome:
 def guest_opened(opened: sessions.Opened, credit: int) -> Opened:
     """An opened session as the guest reads it."""
     session = opened.session
-    resumes = tuple(resume_from_proto(resume_to_proto(each)) for each in opened.vcpus)
+    resumes = tuple(guest_resume(each) for each in opened.vcpus)
     return Opened(SessionKey(session.name, session.epoch), session.lease_ns / _NS_PER_S, credit, resumes)
+
+
+def guest_resume(resume: sessions.Resume) -> VcpuResume:
+    """Where a vCPU goes on, as the guest reads it."""
+    return resume_from_proto(resume_to_proto(resume))
+
+
+def guest_directive(directive: events.Directive) -> Directive:
+    """A directive as the guest reads it."""
+    return directive_from_proto(directive_to_proto(directive))
 
 
 def exit_view(state: HostState, record: ExitRecord) -> ExitView:

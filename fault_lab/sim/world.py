@@ -20,12 +20,14 @@ from fault_lab.injection.table import ArmedFault
 from fault_lab.plan.numbered import Fired, Watch
 from fault_lab.plan.resolve import PHASES, named_points
 from fault_lab.sim.agenda import Agenda, Entry
+from fault_lab.sim.attached_guest import AttachedGuest
 from fault_lab.sim.brief import brief
 from fault_lab.sim.controller import ControllerNode
 from fault_lab.sim.faults import WorldFaults
 from fault_lab.sim.guest import GuestNode
 from fault_lab.sim.history import History
 from fault_lab.sim.host import HostNode
+from fault_lab.sim.mover import MoverNode
 from fault_lab.sim.network import Network
 from fault_lab.sim.node import Node
 from fault_lab.sim.operands import operation, result
@@ -77,7 +79,10 @@ class World:
         self._process_points = frozenset(name for name in named if name.startswith("node."))
         there = plan.topology
         self.hosts = {each.name: HostNode(self, each, seed) for each in there.hosts}
-        self.guests = {f"vms/{each.name}": GuestNode(self, each, plan, seed) for each in there.vms}
+        self.guests: dict[str, GuestNode] = {
+            f"vms/{each.name}": (AttachedGuest if each.HasField("attach") else GuestNode)(self, each, plan, seed)
+            for each in there.vms
+        }
         self.controllers = {each.name: ControllerNode(self, each, seed) for each in there.controllers}
         self.order: Final = Order(plan.order, seed) if plan.HasField("order") else None
         self._branches = list(plan.branches)
@@ -86,7 +91,15 @@ class World:
             each.name: ReaderNode(self, each, self._vcpus_of(each.host or first), seed)
             for each in plan.workload.readers
         }
-        self.nodes: dict[str, Node] = {**self.hosts, **self.controllers, **self.guests, **self.readers}
+        first_host = {each.name: each.host or first for each in there.vms}
+        self.movers = {each.name: MoverNode(self, each, first_host[each.vm], seed) for each in plan.workload.migrations}
+        self.nodes: dict[str, Node] = {
+            **self.hosts,
+            **self.controllers,
+            **self.guests,
+            **self.readers,
+            **self.movers,
+        }
         self._host_of = {f"vms/{each.name}": self.hosts[each.host or first] for each in there.vms}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in there.controllers}
         self._host_of |= {each.name: self.hosts[each.host or first] for each in plan.workload.readers}
@@ -106,6 +119,11 @@ class World:
     def host_of(self, node: str) -> HostNode:
         """The host that a guest or a controller talks to."""
         return self._host_of[node]
+
+    def follow(self, node: str, host: str) -> None:
+        """A guest goes to where its VM is."""
+        self._host_of[node] = self.hosts[host]
+        self.record("guest", node=node, state="follows", host=host)
 
     def next_call(self) -> int:
         """Number a call."""
@@ -301,6 +319,8 @@ class World:
             controller.reseed(branch.seed)
         for reader in self.readers.values():
             reader.reseed(branch.seed)
+        for mover in self.movers.values():
+            mover.reseed(branch.seed)
         for host in self.hosts.values():
             host.journal.reseed(branch.seed)
             if host.up:

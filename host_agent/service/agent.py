@@ -36,7 +36,7 @@ from host_agent.journal.errors import JournalError, StorageFullError
 from host_agent.journal.journal import Journal, NoJournal
 from host_agent.machine import HostMachine
 from host_agent.service.attachments import Attachments, Outlet
-from host_agent.service.clock import Clock, MonotonicClock, Timer
+from host_agent.service.clock import Clock, MonotonicClock, SkewedClock, Timer
 from host_agent.service.credits import session_credits
 from host_agent.service.errors import Failure, failure_of
 from host_agent.service.exit_watch import ExitNews, ExitWatchers
@@ -72,7 +72,7 @@ class HostAgent:
         tracer: CoreTracer | None = None,
         journal: DurableJournal | None = None,
     ) -> None:
-        self.clock: Clock = clock if clock is not None else MonotonicClock()
+        self.clock: Clock = clock or (SkewedClock() if config.faults else MonotonicClock())
         config = replace(config, unix_offset_ns=self.clock.unix_ns() - self.clock.now_ns())
         self.machine = journal.machine if journal is not None else HostMachine(config, tracer=tracer)
         self.journal: Journal = journal if journal is not None else NoJournal()

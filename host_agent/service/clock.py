@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import Protocol
 
 NS_PER_S = 1_000_000_000
+_PPM = 1_000_000
 
 
 class Timer(Protocol):
@@ -56,6 +57,71 @@ class MonotonicClock:
         delay_s = max(0, when_ns - self.now_ns()) / NS_PER_S
         # In a context of its own: what falls due belongs to nobody's call, whoever's call it was that set the timer.
         return asyncio.get_running_loop().call_later(delay_s, callback, context=Context())
+
+
+class SkewedClock(MonotonicClock):
+    """The system's monotonic clock until ``skew``, which puts it forward and lets it run fast or slow; never back.
+
+    What a host with fault injection runs on; while nobody skews it, it shows what ``MonotonicClock`` does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._from_ns = 0
+        self._shown_ns = 0
+        self._drift_ppm = 0
+        self._timers: dict[_SkewedTimer, None] = {}
+
+    def now_ns(self) -> int:
+        """What it shows."""
+        return self._shown_ns + (super().now_ns() - self._from_ns) * (_PPM + self._drift_ppm) // _PPM
+
+    def call_at(self, when_ns: int, callback: Callable[[], None]) -> Timer:
+        """As of the system's clock, and sooner or later where this one is skewed meanwhile."""
+        timer = _SkewedTimer(self._timers, when_ns, callback)
+        timer.wait(self.delay_s(when_ns))
+        return timer
+
+    def delay_s(self, when_ns: int) -> float:
+        """In how many seconds of the system's clock this one shows ``when_ns``."""
+        return max(0, when_ns - self.now_ns()) / NS_PER_S * _PPM / (_PPM + self._drift_ppm)
+
+    def skew(self, jump_ns: int, drift_ppm: int) -> None:
+        """Jump forward, and run so many parts per million fast, or slow if negative, from now on.
+
+        Raises ``ValueError`` for a step backwards, and for a clock that would stand still.
+        """
+        if jump_ns < 0 or drift_ppm <= -_PPM:
+            raise ValueError(f"expected a jump from 0 and a drift above -1,000,000, got {jump_ns} and {drift_ppm}")
+        shown_ns = self.now_ns() + jump_ns
+        self._from_ns, self._shown_ns, self._drift_ppm = super().now_ns(), shown_ns, drift_ppm
+        for timer in list(self._timers):
+            timer.wait(self.delay_s(timer.when_ns))
+
+
+class _SkewedTimer:
+    """A callback until it is called or cancelled; ``wait`` says anew how long that takes."""
+
+    def __init__(self, among: dict[_SkewedTimer, None], when_ns: int, callback: Callable[[], None]) -> None:
+        self.when_ns = when_ns
+        self._among = among
+        self._callback = callback
+        self._handle: asyncio.TimerHandle | None = None
+
+    def wait(self, delay_s: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._among[self] = None
+        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire, context=Context())
+
+    def cancel(self) -> None:
+        self._among.pop(self, None)
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _fire(self) -> None:
+        del self._among[self]
+        self._callback()
 
 
 class ManualClock:

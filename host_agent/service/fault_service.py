@@ -11,7 +11,7 @@ from fault_lab.wire.duration import DAY_NS
 from host_agent.commands import DisarmFault, RenewFaults, ResetFaults
 from host_agent.faults import Verdict
 from host_agent.service.agent import HostAgent
-from host_agent.service.clock import NS_PER_S, ManualClock
+from host_agent.service.clock import NS_PER_S, ManualClock, SkewedClock
 from host_agent.service.errors import Failure, field_invalid
 from host_agent.service.fault_watch import FaultWatcher, FaultWatchers
 from host_agent.service.layers import Context
@@ -26,6 +26,7 @@ from host_agent.service.translate.fault import (
 from host_agent.service.translate.fields import duration, duration_ns, fault_name, header, request_id, text
 
 _ADVANCE_NS_MAX = 10_000 * DAY_NS
+_PPM = 1_000_000
 
 
 class FaultService(fault_pb2_grpc.FaultServiceServicer):
@@ -123,15 +124,22 @@ class FaultService(fault_pb2_grpc.FaultServiceServicer):
     async def AdvanceClock(
         self, request: fault_pb2.AdvanceClockRequest, context: Context
     ) -> fault_pb2.AdvanceClockResponse:
-        """Move a manual clock on; what falls due happens before this returns. A request id is remembered nowhere."""
+        """Move a clock on, or let it run fast or slow. A request id is remembered nowhere."""
         self._check_enabled()
         clock = self._agent.clock
-        if not isinstance(clock, ManualClock):
+        if not isinstance(clock, ManualClock | SkewedClock):
             raise Failure("CLOCK_NOT_MANUAL", "this host runs on the system's clock")
         advance_ns = duration_ns("duration", request.duration)
         if advance_ns > _ADVANCE_NS_MAX:
             raise field_invalid("duration", "0 to 10,000 days", f"{advance_ns} ns")
-        clock.advance(advance_ns / NS_PER_S)
+        if isinstance(clock, ManualClock):
+            if request.drift_ppm:
+                raise field_invalid("drift_ppm", "0 for a clock that is moved by hand", request.drift_ppm)
+            clock.advance(advance_ns / NS_PER_S)
+        else:
+            if not -_PPM < request.drift_ppm <= _PPM:
+                raise field_invalid("drift_ppm", "-999,999..1,000,000", request.drift_ppm)
+            clock.skew(advance_ns, request.drift_ppm)
         return fault_pb2.AdvanceClockResponse(header=header(self._agent.state), uptime=duration(clock.now_ns()))
 
     def _check_enabled(self) -> None:

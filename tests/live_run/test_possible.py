@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from fault_lab.live.possible import check_possible, without_faults
+from fault_lab.plan.canonical import canonical_json
 from fault_lab.plan.load import load_plan
 from fault_lab.plan.problem import PlanError
 from fault_lab.plans import find_plan
 from fpstated.cli import app
 
 
-def test_a_clock_is_everybodys() -> None:
+def test_a_clock_is_everybodys(tmp_path: Path) -> None:
     """Status 2, the field, the fault's name and why."""
-    done = CliRunner().invoke(app, ["live", "run", "killed-and-restarted"])
+    plan = load_plan(find_plan("killed-and-restarted").read_text())
+    plan.faults[2].ClearField("scope")
+    path = tmp_path / "plan.json"
+    path.write_text(canonical_json(plan))
+    done = CliRunner().invoke(app, ["live", "run", str(path)])
     assert done.exit_code == 2
-    assert done.stderr == (
-        "killed-and-restarted: faults[2].point: expected a point that can be reached live for clock, got node.clock: a "
-        "process has the system's clock, which is everybody's\n"
+    assert done.stderr.endswith(
+        "faults[2].point: expected a point that can be reached live for clock, got node.clock: ctl "
+        "has the system's clock, which is everybody's; a host's is its own\n"
     )
 
 
@@ -32,6 +39,17 @@ def test_a_fault_is_left_out() -> None:
     check_possible(left, "plan")
     with pytest.raises(ValueError, match="--without: expected one of killed, disk-full, clock, no-memory, got 'x'"):
         without_faults(plan, ["x"])
+
+
+def test_a_hosts_clock_is_its_own_and_never_goes_back() -> None:
+    """A scope that fits hosts alone is possible, and a jump back is not."""
+    plan = load_plan(find_plan("killed-and-restarted").read_text())
+    plan.faults[2].scope.entity = "host"
+    plan.faults[2].action.clock_action.jump.FromSeconds(5)
+    check_possible(plan, "plan")
+    plan.faults[2].action.clock_action.jump.FromSeconds(-5)
+    with pytest.raises(PlanError, match=r"for clock, got node.clock: a living clock never goes back"):
+        check_possible(plan, "plan")
 
 
 def test_no_journal() -> None:

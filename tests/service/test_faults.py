@@ -13,6 +13,7 @@ from fpstate.fault.v1 import fault_pb2, fault_pb2_grpc
 from fpstate.v1 import vcpu_pb2
 from google.protobuf import duration_pb2
 
+from host_agent.service.clock import MonotonicClock
 from host_agent.service.errors import Failure
 from host_agent.service.fault_watch import FaultWatcher, FaultWatchers
 from host_agent.service.server import HostServer
@@ -323,12 +324,35 @@ async def test_a_call_takes_long(world: World) -> None:
 async def test_a_clock_that_is_the_systems_is_not_moved(tmp_path: Path) -> None:
     """CLOCK_NOT_MANUAL."""
     async with (
-        HostServer(HostConfig(faults=True), f"unix:{tmp_path}/s") as server,
+        HostServer(HostConfig(faults=True), f"unix:{tmp_path}/s", clock=MonotonicClock()) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await fault_pb2_grpc.FaultServiceStub(channel).AdvanceClock(fault_pb2.AdvanceClockRequest())
         assert error_info(caught.value).reason == "CLOCK_NOT_MANUAL"
+
+
+async def test_a_host_with_faults_has_a_clock_that_is_put_forward(tmp_path: Path) -> None:
+    """A lease of an hour is over at once; and by half as fast again the clock runs on."""
+    async with (
+        HostServer(HostConfig(faults=True), f"unix:{tmp_path}/s") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        faults = fault_pb2_grpc.FaultServiceStub(channel)
+        fault = fault_pb2.Fault(
+            point="link.message",
+            action=fault_pb2.FaultAction(drop_action=fault_pb2.DropAction()),
+            lease=duration_pb2.Duration(seconds=3600),
+        )
+        await faults.ArmFault(fault_pb2.ArmFaultRequest(fault=fault))
+        changes: Any = faults.WatchFaults(fault_pb2.WatchFaultsRequest(), timeout=TIMEOUT_S)
+        assert (await changes.read()).kind == fault_pb2.FAULT_CHANGE_KIND_ARMED
+        skew = fault_pb2.AdvanceClockRequest(duration=duration_pb2.Duration(seconds=3601), drift_ppm=500_000)
+        assert (await faults.AdvanceClock(skew)).uptime.seconds >= 3601
+        assert (await changes.read()).kind == fault_pb2.FAULT_CHANGE_KIND_EXPIRED
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await faults.AdvanceClock(fault_pb2.AdvanceClockRequest(drift_ppm=-1_000_000))
+        assert "drift_ppm: expected -999,999..1,000,000, got -1000000" in (caught.value.details() or "")
 
 
 # -- what a host says of them ------------------------------------------------------------------------------------------

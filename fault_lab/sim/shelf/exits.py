@@ -7,7 +7,7 @@ resolved                                the write is there, or it is not, as the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,8 @@ from host_agent.effects import ExitChanged, FaultChanged
 from host_agent.events import DoneOutcome, InjectOutcome
 from host_agent.exits import DecisionKind, ExitCause, ExitRecord, ExitResult, ExitState
 from host_agent.kvm.lifecycle import VcpuState
+from host_agent.migration_commands import CommitMigration
+from host_agent.migrations import MigrationRole
 from host_agent.state import HostState, VcpuSide
 
 if TYPE_CHECKING:
@@ -69,15 +71,24 @@ class ExitBook(Book):
     def __init__(self, fail: Fail) -> None:
         super().__init__(fail)
         self._seen: dict[str, dict[tuple[str, str], _Seen]] = {}
+        #: The VMs that were about to leave before the command.
+        self._leaving: set[str] = set()
+
+    def before(self, host: HostNode, command: Command) -> None:  # noqa: ARG002
+        """Whose clock stands."""
+        self._leaving = set(host.machine.state.leaving)
 
     def after(self, host: HostNode, command: Command, result: object, effects: list[Any]) -> None:  # noqa: ARG002
         """Look at each exit that has changed, and at those that should have."""
         state = host.machine.state
         changed = dict.fromkeys(each.exit for each in effects if isinstance(each, ExitChanged))
+        elsewhere = self._leaving ^ state.leaving.keys() | _arrived(state, command)
         for name in changed:
             record = state.exits.get(name) or state.resolved_exits.get(name)
-            if record is not None:
+            if record is not None and record.vm not in elsewhere:
                 self._stepped(host, record)
+        if elsewhere:
+            self._time_goes_on(host, elsewhere)
         for record in state.exits.values():
             if record.name not in changed:
                 self._overdue(host, record)
@@ -91,6 +102,15 @@ class ExitBook(Book):
             (each.vcpu_uid, each.name): _Seen(each.generation, each.attempt, each.state, each.deadline_ns)
             for each in there
         }
+
+    def _time_goes_on(self, host: HostNode, vms: Collection[str]) -> None:
+        """A VM has stopped, gone, come, or goes on where it was: what is left of its times the host says anew."""
+        seen = self._seen.setdefault(host.name, {})
+        for key in [key for key in seen if key[1].partition("/vcpus/")[0] in vms]:
+            del seen[key]
+        for each in host.machine.state.exits.values():
+            if each.vm in vms:
+                seen[each.vcpu_uid, each.name] = _Seen(each.generation, each.attempt, each.state, each.deadline_ns)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -185,6 +205,12 @@ class ExitBook(Book):
             record = next((each for each in state.exits.values() if each.vcpu == hit.vcpu), None)
             if record is not None and record.cause is not _CAUSES[hit.point]:
                 self._fail("cause-is-told", f"{record.name}: {record.cause.name} after {hit.point} has failed")
+
+
+def _arrived(state: HostState, command: Command) -> set[str]:
+    """The VM that a host owns by this command."""
+    record = state.migrations.get(command.migration) if isinstance(command, CommitMigration) else None
+    return {record.vm} if record is not None and record.role is MigrationRole.TARGET else set()
 
 
 def _is_before(vcpu: Vcpu, record: ExitRecord) -> bool:

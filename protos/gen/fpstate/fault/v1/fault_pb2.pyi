@@ -1198,8 +1198,13 @@ class AdvanceClockRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    DRIFT_PPM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Optional: 1 to 128 characters chosen by the caller; makes a repetition return the first call's response."""
+    drift_ppm: _builtins.int
+    """By how much it runs fast from then on, in parts per million; slow if negative. Range: -999,999 to 1,000,000; 0 where
+    the clock is moved by hand.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How far. Range: 0 to 10,000 days."""
@@ -1209,10 +1214,11 @@ class AdvanceClockRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
+        drift_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_ppm", b"drift_ppm", "duration", b"duration", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

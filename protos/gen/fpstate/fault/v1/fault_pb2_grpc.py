@@ -163,6 +163,8 @@ class FaultServiceServicer(object):
 
     def AdvanceClock(self, request, context):
         """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
+        A host on a clock that is moved by hand has it moved so far; one that was started with faults has its clock put forward,
+        what falls due happens shortly after, and lets it run fast or slow until the next call.
         Refused with CLOCK_NOT_MANUAL where the host runs on the system's clock, and FIELD_INVALID for a step backwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -76,6 +76,8 @@ class FaultServiceStub:
     """
     AdvanceClock: _grpc.UnaryUnaryMultiCallable[_fault_pb2.AdvanceClockRequest, _fault_pb2.AdvanceClockResponse]
     """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
+    A host on a clock that is moved by hand has it moved so far; one that was started with faults has its clock put forward,
+    what falls due happens shortly after, and lets it run fast or slow until the next call.
     Refused with CLOCK_NOT_MANUAL where the host runs on the system's clock, and FIELD_INVALID for a step backwards.
     """
 
@@ -125,6 +127,8 @@ class FaultServiceAsyncStub(FaultServiceStub):
     """
     AdvanceClock: _aio.UnaryUnaryMultiCallable[_fault_pb2.AdvanceClockRequest, _fault_pb2.AdvanceClockResponse]  # type: ignore[assignment]
     """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
+    A host on a clock that is moved by hand has it moved so far; one that was started with faults has its clock put forward,
+    what falls due happens shortly after, and lets it run fast or slow until the next call.
     Refused with CLOCK_NOT_MANUAL where the host runs on the system's clock, and FIELD_INVALID for a step backwards.
     """
 
@@ -216,6 +220,8 @@ class FaultServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_fault_pb2.AdvanceClockResponse, _abc.Awaitable[_fault_pb2.AdvanceClockResponse]]:
         """AdvanceClock moves the host's clock on, firing what falls due on the way: leases, delays and deadlines of exits.
+        A host on a clock that is moved by hand has it moved so far; one that was started with faults has its clock put forward,
+        what falls due happens shortly after, and lets it run fast or slow until the next call.
         Refused with CLOCK_NOT_MANUAL where the host runs on the system's clock, and FIELD_INVALID for a step backwards.
         """
 

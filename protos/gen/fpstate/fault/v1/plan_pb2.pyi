@@ -289,6 +289,7 @@ class PlannedHost(_message.Message):
     EXIT_DEADLINE_FIELD_NUMBER: _builtins.int
     DEFAULT_LEASE_FIELD_NUMBER: _builtins.int
     EPHEMERAL_FIELD_NUMBER: _builtins.int
+    SESSION_CREDITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The node's name: lower-case letters, digits and hyphens, beginning with a letter, at most 63 characters. Required."""
     profile: _builtins.str
@@ -301,6 +302,8 @@ class PlannedHost(_message.Message):
     """Bytes that all containers may take. Absent: no limit."""
     ephemeral: _builtins.bool
     """Whether it has no journal, so that it forgets everything when it ends."""
+    session_credits: _builtins.int
+    """How many events a session may have under way. 0: as the host agent reckons them. Simulator only."""
     @_builtins.property
     def exit_deadline(self) -> _duration_pb2.Duration:
         """How long a controller has to decide. Absent: 30 s."""
@@ -320,10 +323,11 @@ class PlannedHost(_message.Message):
         exit_deadline: _duration_pb2.Duration | None = ...,
         default_lease: _duration_pb2.Duration | None = ...,
         ephemeral: _builtins.bool = ...,
+        session_credits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "default_lease", b"default_lease", "exit_deadline", b"exit_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "cpus", b"cpus", "default_lease", b"default_lease", "ephemeral", b"ephemeral", "exit_deadline", b"exit_deadline", "kernel_rules", b"kernel_rules", "name", b"name", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit", "cpus", b"cpus", "default_lease", b"default_lease", "ephemeral", b"ephemeral", "exit_deadline", b"exit_deadline", "kernel_rules", b"kernel_rules", "name", b"name", "profile", b"profile", "session_credits", b"session_credits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
@@ -366,6 +370,7 @@ class PlannedVm(_message.Message):
     NO_PERMISSION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CPUID_DUMP_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The VM's id: lower-case letters, digits and hyphens, beginning with a letter, at most 63 characters. Required."""
     host: _builtins.str
@@ -386,6 +391,10 @@ class PlannedVm(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels; `make-it-fail` lets its hits pass the task filter of faults."""
 
+    @_builtins.property
+    def attach(self) -> Global___PlannedAttach:
+        """Its agent sends events over an Attach stream and hears directives there. Absent: unary calls. Simulator only."""
+
     def __init__(
         self,
         *,
@@ -398,16 +407,41 @@ class PlannedVm(_message.Message):
         no_permission: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cpuid_dump: _builtins.str = ...,
+        attach: Global___PlannedAttach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "byte_limit", b"byte_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "attach", b"attach", "byte_limit", b"byte_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "byte_limit", b"byte_limit", "cpuid_dump", b"cpuid_dump", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit", "allocation_policy", b"allocation_policy", "attach", b"attach", "byte_limit", b"byte_limit", "cpuid_dump", b"cpuid_dump", "host", b"host", "labels", b"labels", "name", b"name", "no_permission", b"no_permission", "profile", b"profile", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__byte_limit: _TypeAlias = _typing.Literal["byte_limit"]  # noqa: Y015
     _WhichOneofArgType__byte_limit: _TypeAlias = _typing.Literal["_byte_limit", b"_byte_limit"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__byte_limit) -> _WhichOneofReturnType__byte_limit | None: ...
 
 Global___PlannedVm: _TypeAlias = PlannedVm  # noqa: Y015
+
+@_typing.final
+class PlannedAttach(_message.Message):
+    """PlannedAttach is how a guest agent uses its Attach stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """How many events of one vCPU are under way at once, where they are drawn; a script waits for each outcome.
+    Range: 1 to 4,096; 0 means 1.
+    """
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedAttach: _TypeAlias = PlannedAttach  # noqa: Y015
 
 @_typing.final
 class PlannedController(_message.Message):
@@ -514,6 +548,7 @@ class Workload(_message.Message):
     READERS_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     PREEMPT_PPM_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
     preempt_ppm: _builtins.int
     """How often another task runs where the kernel can be preempted in the middle of its work, in parts per million.
     Range: 0 to 1,000,000. Simulator only.
@@ -530,6 +565,10 @@ class Workload(_message.Message):
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedTasks]:
         """One row for some VMs; each row that fits a VM is played for it, beside the others. Simulator only."""
 
+    @_builtins.property
+    def migrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedMigration]:
+        """VMs that move to other hosts meanwhile; at most one row a VM. Simulator only."""
+
     def __init__(
         self,
         *,
@@ -537,14 +576,51 @@ class Workload(_message.Message):
         readers: _abc.Iterable[Global___PlannedReader] | None = ...,
         tasks: _abc.Iterable[Global___PlannedTasks] | None = ...,
         preempt_ppm: _builtins.int = ...,
+        migrations: _abc.Iterable[Global___PlannedMigration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "preempt_ppm", b"preempt_ppm", "readers", b"readers", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "migrations", b"migrations", "preempt_ppm", b"preempt_ppm", "readers", b"readers", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class PlannedMigration(_message.Message):
+    """PlannedMigration is an operator, a node, who moves a VM to another host. docs/migration.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node's name, as a host's. Required."""
+    vm: _builtins.str
+    """The VM. Required."""
+    target: _builtins.str
+    """The host that it goes to; not the one that it is on. Required."""
+    @_builtins.property
+    def after(self) -> _duration_pb2.Duration:
+        """How long after the beginning of the run. Absent: at once."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vm: _builtins.str = ...,
+        target: _builtins.str = ...,
+        after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "name", b"name", "target", b"target", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedMigration: _TypeAlias = PlannedMigration  # noqa: Y015
 
 @_typing.final
 class PlannedReader(_message.Message):
@@ -722,6 +798,7 @@ class PlannedFault(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     GATE_PPM_FIELD_NUMBER: _builtins.int
+    SWIZZLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in this plan: lower-case words joined by hyphens, at most 63 characters; its draws are made from it. Required."""
     point: _builtins.str
@@ -752,6 +829,13 @@ class PlannedFault(_message.Message):
     def phases(self) -> _containers.RepeatedScalarFieldContainer[Global___PhaseName.ValueType]:
         """In which phases. Empty: in `chaos`."""
 
+    @_builtins.property
+    def swizzle(self) -> _duration_pb2.Duration:
+        """At link.message, with the action hold: the links that are meant are held one by one within the first half of this time,
+        from the beginning of `window` on, and let go one by one within the second half, in an order of its own; when, is drawn
+        once a run for each. Range: 1 ns to 24 h. Absent: a fault like any other.
+        """
+
     def __init__(
         self,
         *,
@@ -765,10 +849,11 @@ class PlannedFault(_message.Message):
         window: _fault_pb2.FaultWindow | None = ...,
         phases: _abc.Iterable[Global___PhaseName.ValueType] | None = ...,
         gate_ppm: _builtins.int | None = ...,
+        swizzle: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "scope", b"scope", "swizzle", b"swizzle", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "name", b"name", "percent", b"percent", "phases", b"phases", "pick", b"pick", "point", b"point", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm", "action", b"action", "attributes", b"attributes", "gate_ppm", b"gate_ppm", "name", b"name", "percent", b"percent", "phases", b"phases", "pick", b"pick", "point", b"point", "scope", b"scope", "swizzle", b"swizzle", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gate_ppm: _TypeAlias = _typing.Literal["gate_ppm"]  # noqa: Y015
     _WhichOneofArgType__gate_ppm: _TypeAlias = _typing.Literal["_gate_ppm", b"_gate_ppm"]  # noqa: Y015
