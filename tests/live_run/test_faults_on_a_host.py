@@ -114,3 +114,10 @@ def test_a_host_that_takes_none(tmp_path: Path, plan: str) -> None:
         _, err = faults("arm", plan, "--host", host.address, status=2)
     assert "FAULTS_NOT_ENABLED" in err
     assert grpc.StatusCode.FAILED_PRECONDITION.name in err or "not started with fault injection" in err
+
+
+def test_no_address() -> None:
+    """What can be no address is status 2, as one where nobody is."""
+    for words in (["live", "halt"], ["faults", "halt"]):
+        done = CliRunner().invoke(app, [*words, "--host", "bogus"])
+        assert (done.exit_code, "expected unix:PATH or HOST:PORT, got 'bogus'" in done.stderr) == (2, True), done.stderr
