@@ -7,6 +7,7 @@ Status as of ``fpstated sim run``: 0 nothing is violated, 1 something is, 2 noth
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from fpstated.faults_command import PlanFile
-from fpstated.sim.shared import BROKEN, OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan
+from fpstated.files import expect_writable, write_output
+from fpstated.sim.shared import BROKEN, INTERRUPTED, OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -33,7 +35,6 @@ campaign = typer.Typer(
     add_completion=False,
 )
 
-INTERRUPTED: Final = 130
 #: Half a second to two seconds of work for plans of the usual size.
 _BLOCK: Final = 50
 
@@ -54,7 +55,9 @@ _Shrink = Annotated[int, typer.Option(metavar="N", min=0, help="Runs to make eac
 @campaign.command()
 def run(
     plan: PlanFile,
-    directory: Annotated[Path, typer.Option("-d", "--dir", metavar="DIR", help="A new directory.", file_okay=False)],
+    directory: Annotated[
+        Path, typer.Option("-d", "--directory", "--dir", metavar="DIR", help="A new directory.", file_okay=False)
+    ],
     seeds: Annotated[str, typer.Option(metavar="A..B", help="These seeds, both ends included.")],
     mode: Annotated[str, typer.Option(metavar="MODE", help="random, swarm or pct.")] = "random",
     depth: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Of pct: changes of priority.")] = 3,
@@ -111,7 +114,7 @@ def status(directory: _Directory) -> None:
 @campaign.command()
 def report(
     directory: _Directory,
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")],
 ) -> None:
     """Write a page about a campaign: figures, failures by kind, a map of its blocks."""
     with _complaints("report"):
@@ -119,14 +122,16 @@ def report(
         from fault_lab.campaign.standing import Standing
         from fault_lab.campaign.store import Store
 
+        expect_writable(output)
         store = Store.open(directory)
-        output.write_text(page(store, Standing.of(store.outline, store.blocks())), encoding="utf-8")
+        write_output(output, page(store, Standing.of(store.outline, store.blocks())))
 
 
 def _go(store: Store, executor: Executor, workers: int, stop_after: int | None, shrink: int) -> int:
     from fault_lab.campaign.run import run_campaign, shrink_failures
     from fpstated.progress import stages
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is kept, and `resume` goes on
     with store.locked(), stages() as told:
         standing = run_campaign(
             store,

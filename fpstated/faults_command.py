@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpstated.files import os_problem, read_input, standard_output
+from fpstated.sim.shared import Seed
+
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
 
@@ -28,19 +31,23 @@ PlanFile = Annotated[
 
 
 @contextmanager
-def _complaints(command: str) -> Iterator[None]:
+def _complaints(command: str, needs: tuple[str, ...] = ("yaml", "numpy")) -> Iterator[None]:
     """What is wrong with a plan: one line a mistake on standard error, and status 2."""
-    if find_spec("yaml") is None or find_spec("numpy") is None:
+    if any(find_spec(name) is None for name in needs):
         _say(command, "this install is a guest's; this needs: pip install 'fpstated[lab]'")
         raise typer.Exit(2)
     from fault_lab.plan.problem import PlanError
 
     try:
-        yield
+        with standard_output():
+            yield
     except PlanError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        _say(command, os_problem(error))
+        raise typer.Exit(2) from None
+    except ValueError as error:
         _say(command, str(error))
         raise typer.Exit(2) from None
 
@@ -50,14 +57,14 @@ def _say(command: str, text: str) -> None:
 
 
 def load_named_plan(name: str) -> plan_pb2.Plan:
-    """The plan of a file, of a release, or of standard input. Raises ``PlanError``."""
+    """The plan of a file, of a release, or of standard input. Raises ``PlanError``, ``TextError``, ``OSError``."""
     from fault_lab.plan.load import load_plan
     from fault_lab.plans import find_plan
 
     if name == "-":
-        return load_plan(sys.stdin.read(), "stdin")
+        return load_plan(read_input(Path(name)), "stdin")
     path = find_plan(name)
-    return load_plan(path.read_text(encoding="utf-8"), name if Path(name).exists() else path.name)
+    return load_plan(read_input(path), name if Path(name).exists() else path.name)
 
 
 @faults.command("list")
@@ -67,14 +74,15 @@ def list_points(
     """List the fault points: what each fails with, and who deals with it."""
     from fault_lab.injection.points import FAULT_POINTS, points_as_json
 
-    if as_json:
-        print(json.dumps(points_as_json(), indent=2))
-        return
-    rows = points_as_json()
-    width = max(map(len, FAULT_POINTS))
-    for row in rows:
-        fails = ", ".join(map(str, row["errnos"])) if row["errnos"] else str(row["error"]).lower()  # type: ignore[call-overload]
-        print(f"{row['name']:<{width}}  {row['seat']:<5}  {fails:<16}  {row['caller']}")
+    with _complaints("list", needs=()):
+        if as_json:
+            print(json.dumps(points_as_json(), indent=2))
+            return
+        rows = points_as_json()
+        width = max(map(len, FAULT_POINTS))
+        for row in rows:
+            fails = ", ".join(map(str, row["errnos"])) if row["errnos"] else str(row["error"]).lower()  # type: ignore[call-overload]
+            print(f"{row['name']:<{width}}  {row['seat']:<5}  {fails:<16}  {row['caller']}")
 
 
 @faults.command()
@@ -83,8 +91,12 @@ def check(plan: PlanFile) -> None:
     with _complaints("check"):
         from fault_lab.plan.canonical import plan_hash
         from fault_lab.plan.warnings import warnings
+        from fault_lab.sim.run import unknown_checks
 
         loaded = load_named_plan(plan)
+        unknown = unknown_checks(loaded)
+        if unknown:
+            raise ValueError("\n".join(unknown))
         for problem in warnings(loaded):
             print(f"warning: {problem.text(plan)}", file=sys.stderr)
         print(f"{loaded.name}: {len(loaded.faults)} faults, sha256 {plan_hash(loaded)}")
@@ -166,7 +178,7 @@ def arm(
         float,
         typer.Option(metavar="S", help="Seconds; renewed until Ctrl-C. 0: armed for good, and this ends at once."),
     ] = 10.0,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
+    seed: Seed = None,
     phase: Annotated[str, typer.Option(help="Whose faults: warm, chaos, heal or settle.")] = "chaos",
 ) -> None:
     """Arm a plan's faults at a live host's own points. When this ends, or dies, they are gone with their leases."""

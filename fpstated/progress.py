@@ -42,4 +42,6 @@ def _bar(counted: ProgressColumn) -> Progress:
     """It is gone when the work is done: what came of that is on standard output."""
     columns = (TextColumn("{task.description}"), BarColumn(), counted, TimeElapsedColumn(), TimeRemainingColumn())
     out = Console(stderr=True, highlight=False)
-    return Progress(*columns, console=out, transient=True, disable=not sys.stderr.isatty())
+    # What is printed meanwhile stands above the bar; but standard output that goes to a file or a pipe stays there.
+    beside = sys.stdout.isatty()
+    return Progress(*columns, console=out, transient=True, redirect_stdout=beside, disable=not sys.stderr.isatty())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpstated.files import os_problem
+
 if TYPE_CHECKING:
     from fault_lab.live.points import LiveFaults
     from fault_lab.live.proxy import WayStats
@@ -20,9 +22,9 @@ def proxy(
     link: Annotated[
         str, typer.Option(metavar="FROM->TO", help="The link of the plan that this is, from who connects on.")
     ] = "client->server",
-    phase: Annotated[str, typer.Option(help="The phase of the plan whose faults are armed: warm, chaos or settle.")] = (
-        "chaos"
-    ),
+    phase: Annotated[
+        str, typer.Option(help="The phase of the plan whose faults are armed: warm, chaos, heal or settle.")
+    ] = ("chaos"),
 ) -> None:
     """Forward connections, and do to each gRPC message what a plan says of its link. Without a plan, nothing.
 
@@ -41,7 +43,9 @@ def proxy(
     except PlanError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        _refuse(os_problem(error) if error.filename else f"--listen {listen}: {os_problem(error)}")
+    except ValueError as error:
         _refuse(str(error))
 
 

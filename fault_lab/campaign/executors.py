@@ -7,7 +7,9 @@ Processes of this machine by default. Beyond one machine a Dask cluster (extra `
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -26,15 +28,29 @@ class NoClusterError(ValueError):
 def processes(jobs: int) -> Iterator[Executor]:
     """``jobs`` processes of this machine.
 
-    They are spawned and not forked: gRPC's threads do not survive a fork. An interrupt is the parent's to deal with.
+    They are spawned and not forked: gRPC's threads do not survive a fork. An interrupt is the parent's to deal with; a
+    parent that is killed takes them with it.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin) as pool:
         try:
             yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin() -> None:
+    """What a worker does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it was spawned"
+    parent.join()
+    os._exit(1)  # a thread cannot end its process in another way, and nobody waits for the block
 
 
 @contextmanager

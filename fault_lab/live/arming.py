@@ -21,8 +21,11 @@ _CALL_S: Final = 10.0
 
 @contextmanager
 def _service(address: str) -> Iterator[fault_pb2_grpc.FaultServiceStub]:
-    """The FaultService of a host. Raises ``OSError`` where that refuses, or is not there."""
-    channel = connect(address)
+    """The FaultService of a host. Raises ``OSError`` where that refuses, is not there, or can be nowhere."""
+    try:
+        channel = connect(address)
+    except ValueError as error:
+        raise OSError(str(error)) from error
     try:
         yield fault_pb2_grpc.FaultServiceStub(channel)
     except grpc.RpcError as error:

@@ -104,7 +104,9 @@ class _Reader:
         elif isinstance(node, yaml.MappingNode):
             self._fields(node, message, path)
         else:
-            self.problem(node, path, f"a mapping with {_names(descriptor)}")
+            self.problem(
+                node, path, f"a mapping with {_names(descriptor)}" if descriptor.fields else "an empty mapping, {}"
+            )
 
     def _full(self, node: yaml.Node, path: str) -> bool:
         """Count a message or an item of a list; aliases may make a small text a large tree."""

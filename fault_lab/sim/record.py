@@ -77,6 +77,8 @@ def read_record(text: str) -> Recorded:
     found = problems(plan)
     if found:
         raise RecordError(f"line 1: plan: {found[0].text('plan')}")
+    if not lines[-1].startswith('{"certificate"'):
+        raise RecordError(f"line {len(lines)}: expected the certificate, which ends a file: this one was cut off")
     body = [line for line in lines[1:] if not line.startswith('{"certificate"')]
     plain = [line.rpartition(',"chain":')[0] + "}" for line in body]
     for number, (line, right) in enumerate(zip(body, chained(plain), strict=True), 2):

@@ -11,6 +11,7 @@ live = typer.Typer(
     help="The same plans on real processes: hosts, guests and controllers that are started, broken and healed.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 live.command()(run)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpstated.faults_command import PlanFile
+from fpstated.files import expect_writable, write_output
 from fpstated.live.shared import live_complaints
-from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, loaded_plan
+from fpstated.sim.shared import INTERRUPTED, OK, UNKNOWN, VIOLATION, Seed, UsageError, loaded_plan
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def run(
     plan: PlanFile,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
+    seed: Seed = None,
     history: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what has happened, as JSON lines.")
     ] = None,
@@ -35,17 +36,23 @@ def run(
     directory: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where sockets, journals and logs go, and stay; else a directory of the run's."
+            "-d",
+            "--directory",
+            metavar="DIR",
+            help="Where sockets, journals and logs go, and stay; else a directory of the run's.",
         ),
     ] = None,
 ) -> None:
     """Run a plan on real processes, in real time. The last line counts; a violation comes with the command again."""
     with live_complaints("run"):
+        import signal
+
         from fault_lab.live.cluster import NotReadyError
         from fault_lab.live.judge import JUDGED
         from fault_lab.live.possible import check_possible, without_faults
         from fault_lab.live.run import run_live
 
+        expect_writable(history)
         loaded = without_faults(loaded_plan(plan), without or [])
         check_possible(loaded, plan)
         for name in (*loaded.checks.always, *loaded.checks.eventually):
@@ -53,13 +60,14 @@ def run(
                 print(f"not judged: {name}: only the simulator can tell", file=sys.stderr)
         with ExitStack() as stack:
             where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fpstated-live-")))
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C: nothing is left behind
             try:
                 result = run_live(loaded, where, seed)
             except NotReadyError as error:
                 raise UsageError(str(error)) from error
             except KeyboardInterrupt:
                 print("fpstated live run: interrupted; every process it started is stopped", file=sys.stderr)
-                raise typer.Exit(130) from None
+                raise typer.Exit(INTERRUPTED) from None
             if history is not None:
                 _write(history, loaded, result)
         if as_json:
@@ -68,7 +76,7 @@ def run(
         unseen = [name for name in loaded.checks.sometimes if name not in result.seen]
         for name in unseen:
             print(f"never seen: {name}", file=sys.stderr)
-        print(_line(result), file=sys.stderr if as_json else sys.stdout)
+        print(_line(result), file=sys.stderr if as_json or str(history) == "-" else sys.stdout)
         raise typer.Exit(VIOLATION if result.violation else UNKNOWN if unseen or result.unknown else OK)
 
 
@@ -94,4 +102,4 @@ def _line(result: LiveResult) -> str:
 def _write(path: Path, plan: plan_pb2.Plan, result: LiveResult) -> None:
     from fault_lab.sim.record import record_lines
 
-    path.write_text("".join(f"{line}\n" for line in record_lines(plan, result, live=True)), encoding="utf-8")
+    write_output(path, "".join(f"{line}\n" for line in record_lines(plan, result, live=True)))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints
+from fpstated.files import expect_writable, read_input, write_output
+from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, checked_seed, complaints
 
 if TYPE_CHECKING:
     from fault_lab.sim.branch import Branched
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 def branch(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sim run --history` wrote.")],
     at: Annotated[int, typer.Option(metavar="N", help="Up to this record it is the same run.", min=0)],
-    seed: Annotated[int | None, typer.Option(metavar="N", help="What is drawn later is drawn from this.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", callback=checked_seed, help="What is drawn later is drawn from this.")
+    ] = None,
     fire: Annotated[
         list[str] | None, typer.Option(metavar="POINT:ENTITY:HIT[:ACTION]", help="A hit that fires; repeatable.")
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(metavar="POINT:ENTITY:HIT", help="A hit that does not fire; repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Where the branched run goes.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the branched run goes.")
+    ] = None,
 ) -> None:
     """Go the same way up to a record, and from there another; what comes out is a recorded run as well."""
     with complaints("branch"):
@@ -35,18 +40,19 @@ def branch(
 
         if seed is None and not fire and not drop:
             raise UsageError("expected --seed, --fire or --drop: what is to be another")
+        expect_writable(output)
         try:
-            recorded = read_record(file.read_text(encoding="utf-8"))
+            recorded = read_record(read_input(file))
             fires = [read_hit(text, "--fire") for text in fire or ()]
             drops = [read_hit(text, "--drop") for text in drop or ()]
             branched = leave(recorded, at, seed=seed, fire=fires, drop=drops)
-        except (RecordError, UnicodeDecodeError) as error:
+        except RecordError as error:
             raise UsageError(f"{file}: {error}") from error
         except BranchError as error:
             raise UsageError(str(error)) from error
         if output is not None:
             lines = record_lines(branched.plan, branched.result)
-            output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_output(output, "".join(f"{line}\n" for line in lines))
         _tell(recorded, branched, at)
         result = branched.result
         raise typer.Exit(VIOLATION if result.violation is not None else UNKNOWN if result.unknown else OK)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fpstated.files import read_input
 from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(
         from fault_lab.linear.operations import HistoryError, histories, records_of
 
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_input(file).splitlines()
             match export:
                 case Format.JEPSEN:
                     print("\n".join(exports.jepsen(records_of(lines))))
@@ -47,7 +48,7 @@ def check(
                     print(exports.porcupine(histories(records_of(lines))), end="")
                 case None:
                     _report(judge(lines, steps), as_json=as_json)
-        except (HistoryError, UnicodeDecodeError) as error:
+        except HistoryError as error:
             raise UsageError(f"{file}: {error}") from error
 
 

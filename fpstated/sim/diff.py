@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fpstated.files import read_input
 from fpstated.sim.shared import VIOLATION, UsageError, complaints
 
 
@@ -15,7 +16,7 @@ def diff(
     live: Annotated[Path, typer.Argument(metavar="LIVE", help="What `live run --history` wrote.")],
     simulated: Annotated[
         Path | None,
-        typer.Argument(metavar="[SIM]", help="What `sim run --history` wrote; without it the plan is simulated now."),
+        typer.Argument(metavar="SIM", help="What `sim run --history` wrote; without it the plan is simulated now."),
     ] = None,
 ) -> None:
     """Compare what each vCPU did and which faults fired, not times. Status 1: where each first differs."""
@@ -25,10 +26,13 @@ def diff(
         from fault_lab.sim.run import simulate
 
         try:
-            here = read_record(live.read_text(encoding="utf-8"))
-            there = None if simulated is None else read_record(simulated.read_text(encoding="utf-8"))
-        except (RecordError, UnicodeDecodeError) as error:
-            raise UsageError(str(error)) from error
+            here = read_record(read_input(live))
+        except RecordError as error:
+            raise UsageError(f"{live}: {error}") from error
+        try:
+            there = None if simulated is None else read_record(read_input(simulated))
+        except RecordError as error:
+            raise UsageError(f"{simulated}: {error}") from error
         if not here.live:
             raise UsageError(f"{live}: expected the history of a live run")
         if there is not None and (there.plan, there.seed) != (here.plan, here.seed):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fpstated.faults_command import PlanFile
+from fpstated.files import expect_writable, write_output
 from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan, say
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def explore(
     ] = False,
     graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the state graph, as JSON.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", metavar="FILE", help="Where the plan of the first violation goes.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the plan of the first violation goes.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -60,12 +61,13 @@ def explore(
             symmetry=not no_symmetry,
             reduction=not no_reduction,
         )
+        expect_writable(graph, output)
         loaded = loaded_plan(plan)
         if liveness and not no_symmetry:
             raise UsageError("--liveness: expected --no-symmetry with it: a guest must not stand in for another one")
         explored = explored_plan(loaded, bounds, liveness=liveness)
         if graph is not None:
-            graph.write_text(graph_json(explored), encoding="utf-8")
+            write_output(graph, graph_json(explored))
         raise typer.Exit(report_explored(plan, explored, output, as_json=as_json))
 
 
@@ -103,7 +105,7 @@ def _report(plan: str, explored: Explored, output: Path | None, *, as_json: bool
         if counterexample is not None and output is not None and not nr:
             from fault_lab.plan.canonical import readable_json
 
-            output.write_text(readable_json(counterexample.plan), encoding="utf-8")
+            write_output(output, readable_json(counterexample.plan))
         told.append({"check": found.check, "text": found.text, "steps": steps, "plan": _plan(counterexample)})
     if as_json:
         counts = {"states": explored.states, "transitions": explored.transitions, "depth": explored.depth}

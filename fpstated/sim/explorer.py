@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from fpstated.files import read_input, write_output
 from fpstated.sim.shared import UsageError, complaints
 
 
 def explorer(
     file: Annotated[Path, typer.Argument(metavar="GRAPH", help="What `sim explore --graph` wrote.")],
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")],
 ) -> None:
     """Make a page on which every state of an exploration can be walked to, step by step."""
     with complaints("explorer"):
@@ -20,7 +21,7 @@ def explorer(
         from fault_lab.pictures.recording import PictureError
 
         try:
-            made = explorer_page(file.read_text(encoding="utf-8"))
-        except (PictureError, UnicodeDecodeError) as error:
+            made = explorer_page(read_input(file))
+        except PictureError as error:
             raise UsageError(f"{file}: {error}") from error
-        output.write_text(made, encoding="utf-8")
+        write_output(output, made)

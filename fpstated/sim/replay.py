@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fpstated.files import read_input
 from fpstated.sim.shared import VIOLATION, UsageError, complaints
 
 
@@ -18,8 +19,8 @@ def replay(file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sim 
         from fault_lab.sim.record import replay as run_again
 
         try:
-            recorded = read_record(file.read_text(encoding="utf-8"))
-        except (RecordError, UnicodeDecodeError) as error:
+            recorded = read_record(read_input(file))
+        except RecordError as error:
             raise UsageError(f"{file}: {error}") from error
         if recorded.live:
             raise UsageError(f"{file}: expected a simulated run, got a live one: see `fpstated sim diff`")

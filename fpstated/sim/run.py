@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from fpstated.faults_command import PlanFile
-from fpstated.sim.shared import BROKEN, OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan
+from fpstated.files import expect_writable, write_output
+from fpstated.progress import stages
+from fpstated.sim.shared import BROKEN, OK, UNKNOWN, VIOLATION, Seed, UsageError, complaints, loaded_plan
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -23,11 +25,11 @@ _SEEDS_MAX: Final = 10_000_000
 
 def run(
     plan: PlanFile,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
+    seed: Seed = None,
     seeds: Annotated[str, typer.Option(metavar="A..B", help="All of these seeds, both ends included.")] = "",
     twice: Annotated[bool, typer.Option("--twice", help="Run each twice; both must be the same.")] = False,
     history: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what has happened, as JSON lines.")
+        Path | None, typer.Option(metavar="FILE", help="Write what has happened, as JSON lines; - for standard output.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: the certificate of each run.")] = False,
 ) -> None:
@@ -35,27 +37,30 @@ def run(
     with complaints("run"):
         from fault_lab.sim.run import DivergenceError, simulate, simulate_twice
 
+        expect_writable(history)
         loaded = loaded_plan(plan)
         chosen = chosen_seeds(loaded.seed if seed is None else seed, seeds, given=seed is not None)
         if history is not None and len(chosen) > 1:
             raise UsageError("expected one seed with --history")
         tally = _Tally()
-        for each in chosen:
-            try:
-                result = (simulate_twice if twice else simulate)(loaded, each)
-            except DivergenceError as error:
-                print(f"seed {each}: {error}", file=sys.stderr)
-                raise typer.Exit(BROKEN) from None
-            if history is not None:
-                _write(history, loaded, result)
-            tally.add(result)
-            if as_json:
-                print(json.dumps(result.certificate))
-            _report(plan, result)
+        with stages() as heard:
+            for each in chosen:
+                heard(f"seed {each}", tally.runs, len(chosen))
+                try:
+                    result = (simulate_twice if twice else simulate)(loaded, each)
+                except DivergenceError as error:
+                    print(f"seed {each}: {error}", file=sys.stderr)
+                    raise typer.Exit(BROKEN) from None
+                if history is not None:
+                    _write(history, loaded, result)
+                tally.add(result)
+                if as_json:
+                    print(json.dumps(result.certificate))
+                _report(plan, result)
         unseen = [name for name in loaded.checks.sometimes if name not in tally.seen]
         for name in unseen:
             print(f"never seen: {name}", file=sys.stderr)
-        print(tally.line, file=sys.stderr if as_json else sys.stdout)
+        print(tally.line, file=sys.stderr if as_json or str(history) == "-" else sys.stdout)
         raise typer.Exit(VIOLATION if tally.violations else UNKNOWN if unseen or tally.unknown else OK)
 
 
@@ -106,4 +111,4 @@ def chosen_seeds(one: int, text: str, *, given: bool) -> range:
 def _write(path: Path, plan: plan_pb2.Plan, result: RunResult) -> None:
     from fault_lab.sim.record import record_lines
 
-    path.write_text("".join(f"{line}\n" for line in record_lines(plan, result)), encoding="utf-8")
+    write_output(path, "".join(f"{line}\n" for line in record_lines(plan, result)))

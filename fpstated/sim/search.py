@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fpstated.faults_command import PlanFile
+from fpstated.files import write_output
 from fpstated.progress import stages
-from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan
+from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, checked_seed, complaints, loaded_plan
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -26,15 +27,43 @@ _NUMBER = re.compile(r"\d+")
 
 def search(
     plan: PlanFile,
-    mode: Annotated[str, typer.Option(metavar="MODE", help="random, swarm, fail-nth, pairs, pct, exhaustive.")] = "",
-    runs: Annotated[int, typer.Option(metavar="N", help="At most so many runs.", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The first seed; the plan's own by default.")] = None,
-    depth: Annotated[int, typer.Option(metavar="D", help="For pct: the depth of bugs looked for.", max=100)] = 0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="random, swarm, fail-nth, pairs, pct or exhaustive; the plan's own by default, else random.",
+            show_default=False,
+        ),
+    ] = "",
+    runs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="At most so many runs; the plan's own by default, else 100, and 100,000 where a mode ends by itself.",
+            min=0,
+            show_default=False,
+        ),
+    ] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", callback=checked_seed, help="The first seed; the plan's own by default.")
+    ] = None,
+    depth: Annotated[
+        int,
+        typer.Option(
+            metavar="D",
+            help="For pct: the depth of bugs looked for; the plan's own by default, else 3.",
+            min=0,
+            max=100,
+            show_default=False,
+        ),
+    ] = 0,
     stop_at_first: Annotated[
         bool, typer.Option("--stop-at-first/--all", help="Whether the first violation ends the search.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: the certificate of each run.")] = False,
-    output: Annotated[Path | None, typer.Option("-o", metavar="DIR", help="Where plans that fail are written.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where plans that fail are written.")
+    ] = None,
 ) -> None:
     """Search for runs that violate something. Each violation once, with what was varied and what repeats it."""
     with complaints("search"):
@@ -138,7 +167,7 @@ class _Report:
         from fault_lab.plan.canonical import readable_json
 
         path = folder / f"{plan.name}-{nr}.json"
-        path.write_text(readable_json(plan), encoding="utf-8")
+        write_output(path, readable_json(plan))
         return path
 
     @property

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+
+from fpstated.files import TextError, os_problem, read_input, standard_output
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -23,10 +25,28 @@ OK: Final = 0
 VIOLATION: Final = 1
 UNKNOWN: Final = 2
 BROKEN: Final = 3
+#: By Ctrl-C, as a shell has it.
+INTERRUPTED: Final = 130
+
+_SEED_MAX: Final = 2**64 - 1
 
 
 class UsageError(ValueError):
     """Words that cannot be right."""
+
+
+def checked_seed(value: int | None) -> int | None:
+    """A seed that a plan can have. For options of another meaning than ``Seed``."""
+    if value is not None and not 0 <= value <= _SEED_MAX:
+        raise typer.BadParameter(f"expected 0 to {_SEED_MAX}, got {value}")
+    return value
+
+
+#: The one seed of a command; None: the plan's own.
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", callback=checked_seed, help="The seed; the plan's own where none is given."),
+]
 
 
 @contextmanager
@@ -38,15 +58,22 @@ def complaints(command: str, group: str = "sim", machine: str = "the simulator")
     from fault_lab.plan.problem import PlanError
 
     try:
-        yield
+        with standard_output():
+            yield
     except typer.Exit:
         raise
     except PlanError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(UNKNOWN) from None
-    except (UsageError, OSError) as error:
+    except (UsageError, TextError) as error:
         say(command, group, str(error))
         raise typer.Exit(UNKNOWN) from None
+    except OSError as error:
+        say(command, group, os_problem(error))
+        raise typer.Exit(UNKNOWN) from None
+    except KeyboardInterrupt:
+        say(command, group, "interrupted")
+        raise typer.Exit(INTERRUPTED) from None
     except Exception:  # noqa: BLE001 -- whatever it is: a run that breaks has found nothing
         traceback.print_exc()
         say(command, group, f"a bug of {machine}, see above")
@@ -64,22 +91,17 @@ def recording(file: Path) -> Iterator[Recording]:
     from fault_lab.pictures.recording import PictureError, read_recording
 
     try:
-        yield read_recording(file.read_text(encoding="utf-8"))
-    except (PictureError, UnicodeDecodeError) as error:
+        yield read_recording(read_input(file))
+    except PictureError as error:
         raise UsageError(f"{file}: {error}") from error
 
 
 def loaded_plan(name: str) -> plan_pb2.Plan:
     """A plan whose checks are all known."""
-    from fault_lab.plan.load import load_plan
-    from fault_lab.plans import find_plan
     from fault_lab.sim.run import unknown_checks
+    from fpstated.faults_command import load_named_plan
 
-    if name == "-":
-        loaded = load_plan(sys.stdin.read(), "stdin")
-    else:
-        path = find_plan(name)
-        loaded = load_plan(path.read_text(encoding="utf-8"), name if Path(name).exists() else path.name)
+    loaded = load_named_plan(name)
     complaints = unknown_checks(loaded)
     if complaints:
         raise UsageError("\n".join(complaints))

@@ -9,14 +9,17 @@ from typing import Annotated
 import typer
 
 from fpstated.faults_command import PlanFile
-from fpstated.sim.shared import UsageError, complaints, loaded_plan
+from fpstated.files import expect_writable, write_output
+from fpstated.sim.shared import Seed, UsageError, complaints, loaded_plan
 
 
 def shrink(
     plan: PlanFile,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed; the plan's own where none is given.")] = None,
+    seed: Seed = None,
     runs: Annotated[int, typer.Option(metavar="N", help="At most so many runs.", min=1)] = 1000,
-    output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Where the small plan goes.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the small plan goes.")
+    ] = None,
     test: Annotated[Path | None, typer.Option("--pytest", metavar="FILE", help="A test that fails so.")] = None,
 ) -> None:
     """Find as little as it takes for the same check to fail; the small plan is written as JSON."""
@@ -26,6 +29,7 @@ def shrink(
         from fault_lab.sim.run import simulate
         from fault_lab.sim.shrink import Shrinker
 
+        expect_writable(output, test)
         loaded = loaded_plan(plan)
         drawn = loaded.seed if seed is None else seed
         found = simulate(loaded, drawn).violation
@@ -37,9 +41,9 @@ def shrink(
         assert left is not None, "what is left fails"
         text = readable_json(shrunk.plan)
         if output is not None:
-            output.write_text(text, encoding="utf-8")
+            write_output(output, text)
         if test is not None:
-            test.write_text(pytest_text(shrunk.plan, left, test.name), encoding="utf-8")
+            write_output(test, pytest_text(shrunk.plan, left, test.name))
         if output is None and test is None:
             print(text, end="")
         count = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)

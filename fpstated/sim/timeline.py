@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from fpstated.files import write_output
 from fpstated.sim.shared import UsageError, complaints, recording
 
 
 def timeline(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sim run --history` wrote.")],
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="A page (.html), or a still picture (.svg).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="A page (.html), or a still picture (.svg).")
+    ],
     first: Annotated[
         int | None, typer.Option("--from", metavar="N", help="The first record; around the violation where not given.")
     ] = None,
@@ -27,4 +30,4 @@ def timeline(
         if draw is None:
             raise UsageError(f"-o: expected a name that ends in .html or .svg, got {str(output)!r}")
         with recording(file) as run:
-            output.write_text(draw(run, first, last), encoding="utf-8")
+            write_output(output, draw(run, first, last))

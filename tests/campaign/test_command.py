@@ -66,6 +66,36 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == whole.splitlines()[-1]
 
 
+def test_a_campaign_that_is_killed_leaves_no_workers(tmp_path: Path) -> None:
+    """Standard output, which its workers have as well, is closed once all of them are gone."""
+    directory = tmp_path / "c"
+    command = [sys.executable, "-m", "fpstated", "campaign", "run", PLAN, "-d", str(directory), "--seeds", "1..100000"]
+    running = subprocess.Popen(
+        [*command, "--block", "4", "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    blocks = directory / "blocks.jsonl"
+    while not blocks.exists() or not blocks.read_bytes():
+        time.sleep(0.01)
+    running.kill()  # it alone
+    running.communicate(timeout=60)
+
+
+def test_terminated(tmp_path: Path) -> None:
+    """SIGTERM is an interrupt: what is done is kept."""
+    directory = tmp_path / "c"
+    command = [sys.executable, "-m", "fpstated", "campaign", "run", PLAN, "-d", str(directory), "--seeds", "1..100000"]
+    running = subprocess.Popen(
+        [*command, "--block", "4", "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    blocks = directory / "blocks.jsonl"
+    while not blocks.exists() or not blocks.read_bytes():
+        time.sleep(0.01)
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said == "fpstated campaign run: interrupted; `fpstated campaign resume` goes on\n"
+
+
 def test_wrong_words(tmp_path: Path) -> None:
     """One line, status 2, and nothing is made."""
     there = str(tmp_path / "c")

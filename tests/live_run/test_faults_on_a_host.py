@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -114,3 +115,27 @@ def test_a_host_that_takes_none(tmp_path: Path, plan: str) -> None:
         _, err = faults("arm", plan, "--host", host.address, status=2)
     assert "FAULTS_NOT_ENABLED" in err
     assert grpc.StatusCode.FAILED_PRECONDITION.name in err or "not started with fault injection" in err
+
+
+def test_no_address() -> None:
+    """What can be no address is status 2, as one where nobody is."""
+    for words in (["live", "halt"], ["faults", "halt"]):
+        done = CliRunner().invoke(app, [*words, "--host", "bogus"])
+        assert (done.exit_code, "expected unix:PATH or HOST:PORT, got 'bogus'" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_run_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM is an interrupt: its processes are stopped, and its folder is gone."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "fpstated", "live", "run", "memory-is-short"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(tmp_path.glob("fpstated-live-*/vms-*.log")):
+        time.sleep(0.01)
+    running.terminate()
+    said = running.communicate(timeout=60)[1]
+    assert (running.returncode, said) == (130, "fpstated live run: interrupted; every process it started is stopped\n")
+    assert not any(tmp_path.iterdir())

@@ -55,6 +55,21 @@ def test_check_of_a_bad_plan() -> None:
     ]
 
 
+def test_check_of_checks_that_nobody_has() -> None:
+    """What no run would accept is a mistake here too."""
+    text = find_plan("growth-fails-once").read_text() + "  always: [invariant]\n"
+    _, err = faults("check", "-", text=text, status=2)
+    assert err.startswith("fpstated faults check: checks.always: expected one of ack-after-commit, ")
+    assert err.endswith("got 'invariant'\n")
+
+
+def test_check_of_an_action_that_has_no_fields() -> None:
+    """What is expected is said, though there is nothing to choose from."""
+    text = find_plan("growth-fails-once").read_text().replace("fail-nth: 1}", "fail-nth: 1}\n    action: {drop: 1}")
+    _, err = faults("check", "-", text=text, status=2)
+    assert "faults[0].action.drop_action: expected an empty mapping, {}, got '1'" in err
+
+
 def test_show() -> None:
     """The JSON reads back to the same plan; the canonical form is what is hashed."""
     plan = load_plan(find_plan("cut-off").read_text())

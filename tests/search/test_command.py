@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.sim.test_command import sim, stuck
@@ -65,3 +69,16 @@ def test_the_exhaustive_mode_goes_over_states() -> None:
     assert out.startswith("no violation within bounds: ")
     out, _ = sim("search", "small-growth", "--mode", "exhaustive", "--runs", "100", status=2)
     assert "100 states" in out
+
+
+def test_progress_on_a_terminal_keeps_off_standard_output(tmp_path: Path) -> None:
+    """With a bar on standard error, what is for machines still goes where standard output goes."""
+    terminal, theirs = pty.openpty()
+    file = tmp_path / "out.jsonl"
+    words = ["search", "growth-fails-once", "--mode", "random", "--runs", "3", "--json"]
+    with file.open("wb") as out:
+        done = subprocess.run([sys.executable, "-m", "fpstated", "sim", *words], stdout=out, stderr=theirs, check=False)
+    os.close(theirs)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert [json.loads(line)["seed"] for line in file.read_text().splitlines()] == [1, 2, 3]
