@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from fault_lab.broken.versions import VERSIONS, UnknownVersionError, plant
+from fault_lab.broken.versions import VERSIONS, UnknownVersionError, planted, version_lines
 from fpstated.cli import main
 
 
-def broken(words: list[str]) -> int | None:
-    """Break the process, say so, and run the command."""
-    if not words or words[0] in {"-h", "--help"}:
-        print(__doc__, *(f"  {name:16}{what}" for name, (what, _plant) in VERSIONS.items()), sep="\n")
+def broken(words: list[str]) -> int:
+    """Break this process, say so, and run the command in it."""
+    if not words or words[0] in {"-h", "--help", "list"}:
+        print(__doc__, *version_lines(), sep="\n", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
+    name, *sys.argv[1:] = words
     try:
-        plant(words[0])
+        with planted(name):
+            print(f"fault_lab.broken: {name}: {VERSIONS[name].what}", file=sys.stderr)
+            main()
     except UnknownVersionError as error:
         print(f"fault_lab.broken: {error}", file=sys.stderr)
         return 2
-    print(f"fault_lab.broken: {words[0]}: {VERSIONS[words[0]][0]}", file=sys.stderr)
-    sys.argv[1:] = words[1:]
-    main()
-    return None
+    return 0
 
 
 if __name__ == "__main__":

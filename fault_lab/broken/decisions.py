@@ -13,7 +13,7 @@ Resolve = Callable[[HostState, ResolveExit], ExitRecord]
 
 
 def any_generation(right: Resolve) -> Resolve:
-    """A decision that comes late is applied to whatever the exit has become since: two decisions win one failure."""
+    """A decision is not asked which failure it is about: a late one counts for the next, two win one failure."""
 
     def resolve(state: HostState, command: ResolveExit) -> ExitRecord:
         record = state.exits.get(command.exit)

@@ -46,10 +46,11 @@ _REST_S: Final = 0.05
 class LiveRunner:
     """One run. Processes are started, and killed, by the thread that calls ``play``."""
 
-    def __init__(self, plan: plan_pb2.Plan, directory: Path, seed: int) -> None:
+    def __init__(self, plan: plan_pb2.Plan, directory: Path, seed: int, *, broken: str = "") -> None:
         self._plan = plan
         self._directory = directory
         self._seed = seed
+        self._broken = broken
         self._inbox: queue.SimpleQueue[tuple[LiveProcess, int, str | None] | Record] = queue.SimpleQueue()
         self.history = LiveHistory(self._noted)
         self.faults = LiveFaults(plan, seed, on_fired=self._fired, events=lambda: len(self.history))
@@ -84,6 +85,7 @@ class LiveRunner:
                     fault_points=points,
                     route=wires.route,
                     on_line=self._said,
+                    broken=self._broken,
                 )
             )
             self._nemesis = Nemesis(self._cluster, self.faults, self.history, self._host_back)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.broken_option import BrokenName
 from fpstated.live.halt import halt
 from fpstated.live.run import run
 
@@ -12,6 +13,12 @@ live = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@live.callback()
+def _broken(ctx: typer.Context, broken: BrokenName = "") -> None:
+    ctx.obj = broken
+
 
 live.command()(run)
 live.command()(halt)

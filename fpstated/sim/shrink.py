@@ -39,7 +39,7 @@ def shrink(
         if output is not None:
             output.write_text(text, encoding="utf-8")
         if test is not None:
-            test.write_text(pytest_text(shrunk.plan, left, test.name), encoding="utf-8")
+            test.write_text(pytest_text(shrunk.plan, left, test.name, shrunk.result.broken), encoding="utf-8")
         if output is None and test is None:
             print(text, end="")
         count = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)
