@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from host_agent import exit_desk
 from host_agent.commands import ResolveExit
-from host_agent.exits import ExitRecord
+from host_agent.exits import Decision, ExitRecord, ExitState
+from host_agent.kvm.vcpu import Vcpu
 from host_agent.state import HostState
 
 Resolve = Callable[[HostState, ResolveExit], ExitRecord]
+Effect = Callable[[HostState, Vcpu, ExitRecord, Decision], None]
 
 
 def any_generation(right: Resolve) -> Resolve:
@@ -23,3 +26,17 @@ def any_generation(right: Resolve) -> Resolve:
         return right(state, command)
 
     return resolve
+
+
+def retried_once(right: Effect) -> Effect:
+    """An exit that fails again is not tried again: its second RETRY is taken down, and nobody carries it out."""
+
+    def retry(state: HostState, vcpu: Vcpu, record: ExitRecord, decision: Decision) -> None:
+        if record.generation == 1:
+            right(state, vcpu, record, decision)
+            return
+        record.state = ExitState.APPLYING
+        record.expires_ns = None
+        exit_desk.changed(state, record)
+
+    return retry

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from fault_lab.broken import decisions, exits, swaps
 from fpu_core import swap
+from host_agent import decisions as right_decisions
 from host_agent import machine
 from host_agent.commands import ResolveExit
+from host_agent.exits import DecisionKind
 from host_agent.kvm.policy import on_swap
 
 
@@ -32,6 +34,12 @@ VERSIONS: Final[dict[str, Version]] = {
     "not-saved": Version("the guest is not saved into the new container", *_SWAP, swaps.not_saved),
     "failure-swallowed": Version(
         "a failed allocation is nobody's exit: the vCPU enters again", vars(on_swap), "vcpu_leave", exits.swallowed
+    ),
+    "retried-once": Version(
+        "the second RETRY of a failure is never carried out",
+        right_decisions._EFFECTS,  # noqa: SLF001 -- it is what is broken
+        DecisionKind.RETRY,
+        decisions.retried_once,
     ),
     "any-generation": Version(
         "a late decision is applied to what the exit has become", machine.HANDLERS, ResolveExit, decisions.any_generation

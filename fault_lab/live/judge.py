@@ -41,6 +41,8 @@ _SUBMITTED: Final = re.compile(r"epoch \d+: (\d+) (.*)")
 _WAITED: Final = re.compile(r"epoch \d+: (\d+)")
 _EPOCH: Final = re.compile(r"epoch (\d+)(?:, next \[(.*)\])?")
 _NEXT: Final = re.compile(r"(\S+) next (\d+)")
+#: The reason of a refusal by a host that found itself wrong.
+_INTERNAL: Final = "INTERNAL_INVARIANT"
 #: Outcomes that are not final.
 _OPEN: Final = ("pending", "blocked")
 #: What an ended lease, or the end of its vCPU, makes of a guest's event: no mistake of the script's.
@@ -48,6 +50,11 @@ _NO_MISTAKE: Final = frozenset(
     {"VCPU_KILLED", "VCPU_BROKEN", "VCPU_NOT_ENTERED", "SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP"}
     | {"OUTCOME_FORGOTTEN"}
 )
+
+
+def is_the_end(record: Record) -> bool:
+    """Whether a guest has heard that its host found itself wrong: nothing goes on behind that."""
+    return record["type"] == "guest" and record["state"] == "gives up" and _INTERNAL in record["why"]
 
 
 class Judge:
@@ -176,7 +183,7 @@ class Judge:
             self._rejected(vcpu, seq, said.removeprefix("rejected "))
 
     def _rejected(self, vcpu: str, seq: int, reason: str) -> None:
-        if reason in ("INTERNAL_INVARIANT", "VCPU_BROKEN"):
+        if reason in (_INTERNAL, "VCPU_BROKEN"):
             self.fail("invariants", f"{vcpu}: event {seq} found the host wrong about itself")
         if reason not in _NO_MISTAKE and self._is_scripted(vcpu):
             self.fail("guest-sees-its-bytes", f"{vcpu}: event {seq} is rejected: {reason}")
@@ -209,7 +216,8 @@ class Judge:
     def _guest(self, record: Record) -> None:
         match record["state"]:
             case "gives up":
-                pass
+                if is_the_end(record):
+                    self.fail("invariants", f"{record['node']} hears: {record['why'].partition(': ')[2]}")
             case "lost its session":
                 if self._host_of[record["node"]] not in self._ephemeral:
                     self.fail("session-goes-on", record["why"])
