@@ -1,4 +1,4 @@
-"""What follows a swap-out that could not grow, wrong in one place. The right way: ``host_agent/kvm/policy/on_swap.py``."""
+"""What follows a growth that failed, wrong in one place. The right way: ``host_agent/kvm/policy/on_swap.py``."""
 
 from __future__ import annotations
 

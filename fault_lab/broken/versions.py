@@ -42,7 +42,10 @@ VERSIONS: Final[dict[str, Version]] = {
         decisions.retried_once,
     ),
     "any-generation": Version(
-        "a late decision is applied to what the exit has become", machine.HANDLERS, ResolveExit, decisions.any_generation
+        "a late decision is applied to what the exit has become",
+        machine.HANDLERS,
+        ResolveExit,
+        decisions.any_generation,
     ),
 }
 

@@ -116,7 +116,9 @@ class _Report:
         from fault_lab.search.run import mode_name
 
         if self._output is not None:
-            return f"{sim_command()} run {self._written(self._output, tried.plan, len(self._known))} --seed {tried.seed}"
+            return (
+                f"{sim_command()} run {self._written(self._output, tried.plan, len(self._known))} --seed {tried.seed}"
+            )
         name = mode_name(self._found.mode)
         match name:
             case "random":
