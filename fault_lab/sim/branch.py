@@ -44,7 +44,7 @@ def branch(
     fire: Sequence[plan_pb2.ScheduledHit] = (),
     drop: Sequence[plan_pb2.ScheduledHit] = (),
 ) -> Branched:
-    """Go another way behind ``record``. Raises ``BranchError``, ``RecordError``, and ``PlanError`` for impossible hits."""
+    """Go another way behind ``record``. Raises ``BranchError``, ``RecordError``, ``PlanError``."""
     recorded.check_version()
     lines = list(recorded.lines)
     if not 0 <= record < len(lines):

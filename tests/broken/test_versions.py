@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,7 @@ faults:
   - {name: doubled, point: controller.decide, attributes: {probability: 20%}, action: duplicate}
   - {name: slow, point: link.message, attributes: {probability: 2%}, action: {delay: 1ms..10ms}}
 """
+SIMULATOR = (Path(__file__).parent.parent.parent / "docs" / "simulator.md").read_text(encoding="utf-8")
 PLANS = {
     "growth-fails-once": find_plan("growth-fails-once").read_text(encoding="utf-8"),
     "memory": MEMORY,
@@ -80,6 +83,14 @@ FOUND = {
 def test_every_version_has_a_row() -> None:
     """None is shipped that nothing is known to find."""
     assert list(FOUND) == list(VERSIONS)
+
+
+def test_the_docs_have_the_same_table() -> None:
+    """Name, what is wrong, and the check, a row a version."""
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| `([\w-]+)` \| .+ \|$", SIMULATOR, re.MULTILINE)
+    assert [(name, VERSIONS[name].what, FOUND[name].check) for name in VERSIONS] == [
+        row for row in rows if row[0] in VERSIONS
+    ]
 
 
 @pytest.mark.parametrize("name", VERSIONS)
