@@ -43,5 +43,5 @@ def shrink(
         if output is None and test is None:
             print(text, end="")
         count = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)
-        kind = "hits" if shrunk.exact else "faults"
+        kind = ("hit" if shrunk.exact else "fault") + ("" if count == 1 else "s")
         print(f"{found.check}: {count} {kind} left after {shrunk.runs} runs", file=sys.stderr)
