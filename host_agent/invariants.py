@@ -19,8 +19,10 @@ def room_for_what_is_enabled(state: HostState) -> Violations:
     for vm in state.vms.values():
         for vcpu in vm.kvm.vcpus.values():
             fpstate = vcpu.fpstate
-            if vcpu.xcr0 & ~fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC & ~fpstate.xfeatures:
-                yield f"{vcpu}: xcr0={vcpu.xcr0:#x} xfd={fpstate.xfd:#x}"
+            missing = vcpu.xcr0 & ~fpstate.xfd & XFEATURE_MASK_USER_DYNAMIC & ~fpstate.xfeatures
+            if missing:
+                has = f"xcr0={vcpu.xcr0:#x} xfd={fpstate.xfd:#x} and {fpstate.size:,} bytes"
+                yield f"{vm.name}/vcpus/{vcpu.index} is {vcpu.state.value} with {has}, no room for {missing:#x}"
 
 
 def growth_is_seen(state: HostState) -> Violations:

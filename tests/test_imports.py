@@ -51,6 +51,7 @@ class Rule:
 EVERYTHING = ("fpstated", "fpu_core", "host_agent", "guest_agent", "vmm_controller", "fault_lab", "fpstate")
 #: The parts of the lab that have a rule of their own.
 LAB = (
+    "fault_lab.broken",
     "fault_lab.campaign",
     "fault_lab.explore",
     "fault_lab.injection",
@@ -101,6 +102,8 @@ RULES = (
     Rule(package="fault_lab.injection", pure=True),
     # The same faults as the wire has them.
     Rule(package="fault_lab.wire", ours=("fpstate", "fault_lab.injection"), third_party=("google",), pure=True),
+    # Versions of core and machine that are wrong in one step; its command is the face's, in a broken process.
+    Rule(package="fault_lab.broken", ours=("fpstated", "fpu_core", "host_agent", "host_agent.kvm"), pure=True),
     # Plans: text in, messages and armed faults out.
     # It asks the parts themselves what they take: profiles, allocation policies, controllers' policies, scripts.
     Rule(package="fault_lab.plan",
@@ -113,7 +116,7 @@ RULES = (
     Rule(package="fault_lab.sim",
          ours=("fpstate", "fpstated", "fpu_core", "host_agent", "host_agent.kvm", "host_agent.journal",
                "host_agent.service", "guest_agent", "vmm_controller", "vmm_controller.policy",
-               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear"),
+               "fault_lab.injection", "fault_lab.wire", "fault_lab.plan", "fault_lab.linear", "fault_lab.broken"),
          third_party=WIRE, pure=True),
     # Every order of a small world: the same machine, policies, scripts and rules, and states in place of tasks.
     Rule(package="fault_lab.explore",

@@ -146,6 +146,7 @@ def _books(turn: Turn, state: HostState, vcpu: Vcpu | None, name: str) -> Iterat
     """What the rules know of a vCPU that the machine may not, and the requests that are known of it."""
     uid = state.vcpu_uid(vcpu) if vcpu is not None else ""
     yield turn.rules.heard_through(uid)
+    yield turn.rules.is_disturbed(name.partition("/vcpus/")[0], name)
     yield tuple(request.removeprefix(name) for request in sorted(state.requests) if request.startswith(f"{name}/"))
     yield tuple((exit_.removeprefix(name), nr) for exit_, nr in turn.changes.items() if exit_.startswith(f"{name}/"))
 

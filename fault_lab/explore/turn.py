@@ -106,6 +106,8 @@ class Turn:
         vcpus = tuple(self._cast.vcpus[nr].name for nr in self._cast.vcpus_of(vm))
         opened = self.apply(c.OpenSession(client_name=name, vcpus=vcpus, request_id=f"{name}/session-{life}"))
         self.sessions[vm, life] = opened.session.name, opened.session.epoch
+        if life > 1:  # what it plays may begin anew, wherever its vCPUs are
+            self.rules.disturbs(name)
         reply = wire.guest_opened(opened, _CREDITS)
         self.rules.acknowledged(self.as_host, "OpenSession", reply)
         return reply.vcpus
@@ -191,7 +193,7 @@ class Turn:
         if isinstance(request, Ended):
             report = self._scripts.at(request.position).report
             assert report is not None, "an end has a report"
-            self.rules.guest_ended(guest, vcpu.name, report)
+            self.rules.guest_ended(vcpu.name, report)
             return
         outcome = replies[request.reply]
         outcome = outcome.outcome if isinstance(outcome, wire.Answer) else outcome
@@ -202,6 +204,7 @@ class Turn:
             lost = ("VCPU_KILLED", "VCPU_BROKEN", "VCPU_NOT_ENTERED")
             if vcpu.part is not None and vcpu.part.script is not None and outcome.refusal.reason not in lost:
                 self.rules.rejected(guest, vcpu.name, outcome.refusal)
+            self.rules.disturbs(vcpu.name)
 
     # -- the machine ---------------------------------------------------------------------------------------------------
 

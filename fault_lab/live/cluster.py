@@ -55,7 +55,10 @@ class NotReadyError(Exception):
 
 
 class LiveCluster:
-    """The nodes of one run. ``on_line`` hears of each line that a controller or a guest agent says, and of each end."""
+    """The nodes of one run. ``on_line`` hears of each line that a controller or a guest agent says, and of each end.
+
+    ``broken`` names the version of ``fault_lab.broken`` that the hosts are.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class LiveCluster:
         fault_points: str = "",
         route: Route = lambda _node, _host, address: address,
         on_line: OnLine = lambda _process, _line: None,
+        broken: str = "",
     ) -> None:
         self.plan = plan
         self.seed = plan.seed if seed is None else seed
@@ -74,6 +78,7 @@ class LiveCluster:
         self._tcp = tcp
         self._fault_points = fault_points
         self._route = route
+        self._broken = broken
         there = plan.topology
         first = there.hosts[0].name
         self.hosts = {each.name: each for each in there.hosts}
@@ -126,7 +131,11 @@ class LiveCluster:
         """Start a node's process, and wait for nothing."""
         process = self.nodes[name]
         if name in self.hosts:
-            process.start("fpstated", self._host_arguments(self.hosts[name]))
+            arguments = self._host_arguments(self.hosts[name])
+            if self._broken:
+                process.start("fault_lab.broken", [self._broken, *arguments])
+            else:
+                process.start("fpstated", arguments)
         elif name in self.controllers:
             process.start("fpstated", self._controller_arguments(self.controllers[name]))
         else:

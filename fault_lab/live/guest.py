@@ -241,7 +241,7 @@ class GuestProcess:
                 sent += events
             except _Killed:
                 state, why = "killed", ""
-            more = {"why": why} if state == Ending.MISMATCH.value else {}
+            more = {"why": why} if state in (Ending.MISMATCH.value, Ending.FAULTED.value) else {}
             say("guest", node=self._name, vcpu=part.vcpu, state=state, round=nr, **more)
             if state == "killed":
                 return

@@ -19,7 +19,6 @@ from fault_lab.injection.hit import matches
 from fault_lab.live.host_link import RUNNER
 from fault_lab.sim.books import ENDED, Books
 from fault_lab.sim.rules import ALWAYS, EVENTUALLY, Violation
-from guest_agent.report import Outcome as Ending
 from vmm_controller.policy import DecisionKind
 
 Record = dict[str, Any]
@@ -42,6 +41,8 @@ _SUBMITTED: Final = re.compile(r"epoch \d+: (\d+) (.*)")
 _WAITED: Final = re.compile(r"epoch \d+: (\d+)")
 _EPOCH: Final = re.compile(r"epoch (\d+)(?:, next \[(.*)\])?")
 _NEXT: Final = re.compile(r"(\S+) next (\d+)")
+#: The reason of a refusal by a host that found itself wrong.
+_INTERNAL: Final = "INTERNAL_INVARIANT"
 #: Outcomes that are not final.
 _OPEN: Final = ("pending", "blocked")
 #: What an ended lease, or the end of its vCPU, makes of a guest's event: no mistake of the script's.
@@ -49,6 +50,11 @@ _NO_MISTAKE: Final = frozenset(
     {"VCPU_KILLED", "VCPU_BROKEN", "VCPU_NOT_ENTERED", "SESSION_FENCED", "VCPU_NOT_IN_SESSION", "SEQ_GAP"}
     | {"OUTCOME_FORGOTTEN"}
 )
+
+
+def is_the_end(record: Record) -> bool:
+    """Whether a guest has heard that its host found itself wrong: nothing goes on behind that."""
+    return record["type"] == "guest" and record["state"] == "gives up" and _INTERNAL in record["why"]
 
 
 class Judge:
@@ -100,6 +106,7 @@ class Judge:
                 if record["point"].startswith("fpstate.realloc."):
                     self._failures[record["entity"]] += 1
             case "node" if record["state"] == "killed" or record["state"].startswith("ended"):
+                self._books.disturbed.add(record["node"])
                 if record["node"] in self._ephemeral:
                     self._forgets(record["node"])
             case _:
@@ -172,10 +179,11 @@ class Judge:
             return
         self._books.outcome_heard(uid, vcpu, seq, said)
         if said.startswith("rejected "):
+            self._books.disturbed.add(vcpu)
             self._rejected(vcpu, seq, said.removeprefix("rejected "))
 
     def _rejected(self, vcpu: str, seq: int, reason: str) -> None:
-        if reason in ("INTERNAL_INVARIANT", "VCPU_BROKEN"):
+        if reason in (_INTERNAL, "VCPU_BROKEN"):
             self.fail("invariants", f"{vcpu}: event {seq} found the host wrong about itself")
         if reason not in _NO_MISTAKE and self._is_scripted(vcpu):
             self.fail("guest-sees-its-bytes", f"{vcpu}: event {seq} is rejected: {reason}")
@@ -194,6 +202,7 @@ class Judge:
         kind = record["decision"]
         if kind is None:
             return
+        self._books.exit_decided(name, kind)
         # What is open again after a decision is of the next generation, and what was decided of the one before.
         about = generation - 1 if state in ("open", "paused") else generation
         if self._books.decided.get((*key, about)) == kind:
@@ -207,14 +216,14 @@ class Judge:
     def _guest(self, record: Record) -> None:
         match record["state"]:
             case "gives up":
-                pass
+                if is_the_end(record):
+                    self.fail("invariants", f"{record['node']} hears: {record['why'].partition(': ')[2]}")
             case "lost its session":
                 if self._host_of[record["node"]] not in self._ephemeral:
                     self.fail("session-goes-on", record["why"])
             case state:
                 self._endings[record["vcpu"]] = state
-                if state == Ending.MISMATCH.value:
-                    self.fail("guest-sees-its-bytes", f"{record['node']}: {record['vcpu']}: {record.get('why', '')}")
+                self._books.guest_ended(record["vcpu"], state, record.get("why", ""))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

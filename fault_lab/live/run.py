@@ -34,10 +34,13 @@ class LiveResult(RunResult):
         return {"live": True, **super().certificate}
 
 
-def run_live(plan: plan_pb2.Plan, directory: Path, seed: int | None = None) -> LiveResult:
-    """Run a checked plan that ``check_possible`` has nothing against. Raises ``NotReadyError``, ``OSError``."""
+def run_live(plan: plan_pb2.Plan, directory: Path, seed: int | None = None, *, broken: str = "") -> LiveResult:
+    """Run a checked plan that ``check_possible`` has nothing against. Raises ``NotReadyError``, ``OSError``.
+
+    ``broken`` names the version of ``fault_lab.broken`` that the hosts are.
+    """
     drawn = plan.seed if seed is None else seed
-    run = LiveRunner(plan, directory, drawn)
+    run = LiveRunner(plan, directory, drawn, broken=broken)
     run.play()
     history = run.history.close()
     judge = Judge(plan)
@@ -65,6 +68,7 @@ def run_live(plan: plan_pb2.Plan, directory: Path, seed: int | None = None) -> L
         unknown=unknown,
         digest=history.digest,
         deviations=(),
+        broken=broken,
         lines=history.lines,
         logs=directory,
     )

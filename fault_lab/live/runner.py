@@ -21,6 +21,7 @@ from fault_lab.live.controller_lines import ControllerLines
 from fault_lab.live.evaluator import Evaluator
 from fault_lab.live.history import LiveHistory, Record
 from fault_lab.live.host_link import HostLink
+from fault_lab.live.judge import is_the_end
 from fault_lab.live.nemesis import Nemesis
 from fault_lab.live.points import LiveFaults
 from fault_lab.live.process import LiveProcess
@@ -46,10 +47,12 @@ _REST_S: Final = 0.05
 class LiveRunner:
     """One run. Processes are started, and killed, by the thread that calls ``play``."""
 
-    def __init__(self, plan: plan_pb2.Plan, directory: Path, seed: int) -> None:
+    def __init__(self, plan: plan_pb2.Plan, directory: Path, seed: int, *, broken: str = "") -> None:
         self._plan = plan
         self._directory = directory
         self._seed = seed
+        self._broken = broken
+        self._is_wrong = False
         self._inbox: queue.SimpleQueue[tuple[LiveProcess, int, str | None] | Record] = queue.SimpleQueue()
         self.history = LiveHistory(self._noted)
         self.faults = LiveFaults(plan, seed, on_fired=self._fired, events=lambda: len(self.history))
@@ -85,6 +88,7 @@ class LiveRunner:
                     fault_points=points,
                     route=wires.route,
                     on_line=self._said,
+                    broken=self._broken,
                 )
             )
             self._nemesis = Nemesis(self._cluster, self.faults, self.history, self._host_back, self._skew)
@@ -143,7 +147,7 @@ class LiveRunner:
         end_ns = min(now_ns + limit.ns, last_ns)
         most = self._records_max if limit.events is None else min(len(self.history) + limit.events, self._records_max)
         while (now_ns := time.monotonic_ns()) < end_ns and len(self.history) < most:
-            if limit.until_rest and self._at_rest():
+            if self._is_wrong or (limit.until_rest and self._at_rest()):
                 return
             due_s = self._nemesis.work()
             self._take(max(0.0, min(due_s, _REST_S, (end_ns - now_ns) / _S)))
@@ -188,6 +192,8 @@ class LiveRunner:
                     self._nemesis.ended(process.name)
             case (process, life, str(line)):
                 self._line(process.name, life, line)
+            case {"type": "guest"} if is_the_end(item):
+                self._is_wrong = True
             case {"type": "exit"}:
                 self._open_exits[item["exit"]] = item["state"]
                 if item["state"] in ("resolved", "cancelled"):

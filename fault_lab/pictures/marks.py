@@ -55,10 +55,11 @@ def title(recording: Recording) -> dict[str, str]:
     last = recording.records[-1]
     violation = recording.violation
     verdict = f"violation of {violation.text('check')}" if violation is not None else certificate.get("verdict", "")
+    kind = "live run" if recording.live else f"simulated run, rules sim {head.get('sim')}"
     return {
         "name": str(plan.get("name") or "run"),
         "description": str(plan.get("description") or ""),
-        "kind": "live run" if recording.live else f"simulated run, rules sim {head.get('sim')}",
+        "kind": f"{kind}, broken: {head['broken']}" if head.get("broken") else kind,
         "seed": str(head.get("seed", "")),
         "verdict": str(verdict or "unknown"),
         "ends": f"{ms(last.t)} ms",

@@ -12,12 +12,12 @@ from fault_lab.sim.run import Found
 _FILE = '''\
 """{check} does not hold: {text}
 
-Run it with `pytest {file}`; with the plan in a file of its own, `fpstated sim run PLAN --seed {seed}` shows the same.
+Run it with `pytest {file}`; with the plan in a file of its own, `{command} run PLAN --seed {seed}` shows the same.
 """
 
 from __future__ import annotations
 
-from fault_lab.plan.load import load_plan
+{imports}from fault_lab.plan.load import load_plan
 from fault_lab.sim.run import simulate
 
 PLAN = r"""
@@ -26,14 +26,30 @@ PLAN = r"""
 
 def test_{name}() -> None:
     """The plan violates nothing."""
-    result = simulate(load_plan(PLAN, "{file}"))
+{run}
     assert result.violation is None, result.violation
     assert not result.unknown, result.unknown
 '''
 
 
-def pytest_text(plan: plan_pb2.Plan, found: Found, file: str) -> str:
-    """The text of the test file ``file`` for a plan whose own seed violates ``found``."""
+def pytest_text(plan: plan_pb2.Plan, found: Found, file: str, broken: str = "") -> str:
+    """The text of the test file ``file`` for a plan whose own seed violates ``found``, in the version ``broken``."""
     text = readable_json(plan).replace('"""', json.dumps('"""')[1:-1])
     name = found.check.replace("-", "_")
-    return _FILE.format(check=found.check, text=found.text, file=file, seed=plan.seed, plan=text, name=name)
+    run = f'result = simulate(load_plan(PLAN, "{file}"))'
+    command, imports = "fpstated sim", ""
+    if broken:
+        command = f"fpstated sim --broken {broken}"
+        imports = "from fault_lab.broken.versions import planted\n"
+        run = f'with planted("{broken}"):  # without this line: the version that is right\n        {run}'
+    return _FILE.format(
+        check=found.check,
+        text=found.text,
+        file=file,
+        seed=plan.seed,
+        plan=text,
+        name=name,
+        command=command,
+        imports=imports,
+        run=f"    {run}",
+    )

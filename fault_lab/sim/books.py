@@ -16,6 +16,10 @@ Fail = Callable[[str, str], None]
 ExitKey = tuple[str, str]
 #: States that an exit never leaves.
 ENDED = frozenset({"resolved", "cancelled"})
+#: Decisions after which the instruction executes again, as if nothing had failed. Source: host_agent/decision_rules.py.
+EXECUTES_AGAIN = frozenset({"RETRY", "RETRY_AFTER", "RAISE_LIMIT", "RECLAIM", "PAUSE", "MIGRATE"})
+#: Decisions that concern every vCPU of the VM.
+MEANS_THE_VM = frozenset({"KILL_VM", "RESET_VM", "HIDE_FEATURE"})
 
 
 @dataclass(slots=True)
@@ -33,6 +37,8 @@ class Books:
     decided: dict[tuple[str, str, int], str] = field(default_factory=dict)
     #: Generation and state of each exit.
     exits: dict[ExitKey, tuple[int, str]] = field(default_factory=dict)
+    #: vCPUs and VMs that have met what no script expects: an exception that somebody decided on, a reset, a new agent.
+    disturbed: set[str] = field(default_factory=set)
     #: The kinds of all decisions that were applied.
     decisions: set[str] = field(default_factory=set)
 
@@ -86,3 +92,17 @@ class Books:
             self.fail("one-decision-a-generation", f"{name}, generation {generation}: {kind} after {earlier}")
         self.decided[*key, generation] = kind
         self.decisions.add(kind)
+
+    def exit_decided(self, name: str, kind: str) -> None:
+        """What was decided about an exit, by whomever: who goes on behind the instruction, or anew, is disturbed."""
+        vcpu, _, _ = name.partition("/exits/")
+        vm, _, _ = vcpu.partition("/vcpus/")
+        if kind not in EXECUTES_AGAIN:
+            self.disturbed.add(vm if kind in MEANS_THE_VM else vcpu)
+
+    def guest_ended(self, vcpu: str, ending: str, why: str) -> None:
+        """A script has come to its end, in the way ``ending`` (``guest_agent.report.Outcome``)."""
+        vm, _, _ = vcpu.partition("/vcpus/")
+        undisturbed = not self.disturbed.intersection((vm, vcpu))
+        if ending == "mismatch" or (ending == "faulted" and undisturbed):
+            self.fail("guest-sees-its-bytes", f"{vm}: {vcpu}: {why}")

@@ -44,7 +44,8 @@ def branch(
     fire: Sequence[plan_pb2.ScheduledHit] = (),
     drop: Sequence[plan_pb2.ScheduledHit] = (),
 ) -> Branched:
-    """Go another way behind ``record``. Raises ``BranchError``, and ``PlanError`` for hits that cannot be."""
+    """Go another way behind ``record``. Raises ``BranchError``, ``RecordError``, ``PlanError``."""
+    recorded.check_version()
     lines = list(recorded.lines)
     if not 0 <= record < len(lines):
         raise BranchError(f"record: expected 0..{len(lines) - 1}, the records of the run, got {record}")

@@ -151,7 +151,8 @@ class GuestNode(Node):
         self.spawn(self._guarded(self._main()))
 
     def ended(self) -> None:
-        """A new process knows nothing but its vCPUs' names."""
+        """A new process knows nothing but its vCPUs' names; its scripts begin anew, wherever their vCPUs are."""
+        self.world.rules.disturbs(self.name)
         self._forget()
 
     def _guarded(self, task: Task) -> Task:
@@ -311,7 +312,7 @@ class GuestNode(Node):
                 try:
                     event = next(events) if outcome is None else events.send(outcome)
                 except StopIteration as end:
-                    self.world.rules.guest_ended(self, port.vcpu, end.value)
+                    self.world.rules.guest_ended(port.vcpu, end.value)
                     ending: Ending = end.value.outcome
                     return ending.value
                 port.sent += 1
@@ -326,6 +327,7 @@ class GuestNode(Node):
                         return "killed"
                     if part.script is not None and not _may_be(found.refusal):
                         self.world.rules.rejected(self, port.vcpu, found.refusal)
+                    self.world.rules.disturbs(port.vcpu)
                     outcome = Done()
                 else:
                     outcome = found

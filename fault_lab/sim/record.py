@@ -6,7 +6,8 @@
     {"certificate": {...}}
 
 A replay runs the plan again and compares record by record. It refuses a file of other rules: what differs then says
-nothing. The file of a live run has ``"live": true`` in its head; no replay leads there again.
+nothing. The file of a live run has ``"live": true`` in its head; no replay leads there again. That of a broken version
+(``fault_lab.broken``) has its name, and only that version leads there again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from fpstate.fault.v1 import plan_pb2
 from google.protobuf import json_format
 
+from fault_lab.broken.versions import what_is_broken
 from fault_lab.plan.canonical import canonical_json, plan_hash
 from fault_lab.plan.check import problems
 from fault_lab.sim.history import chained, first_divergence
@@ -39,6 +41,14 @@ class Recorded:
     seed: int
     lines: Sequence[str]
     live: bool = False
+    broken: str = ""
+
+    def check_version(self) -> None:
+        """The version that runs here must be the one that was recorded. Raises ``RecordError``."""
+        here = what_is_broken()
+        if self.broken != here:
+            was = f"with --broken {self.broken}" if self.broken else "without --broken"
+            raise RecordError(f"it was recorded {was}: expected the same here, got {here or 'nothing broken'}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class Replayed:
 def record_lines(plan: plan_pb2.Plan, result: RunResult, *, live: bool = False) -> Iterator[str]:
     """The lines of the file, without line feeds. ``live``: of real processes, which no replay leads to again."""
     head: dict[str, object] = {"live": True} if live else {}
+    head |= {"broken": result.broken} if result.broken else {}
     head |= {"sim": SIM_VERSION, "rules": RULES_VERSION, "version": __version__, "seed": result.seed}
     yield json.dumps({**head, "plan_sha256": result.plan_hash, "plan": json.loads(canonical_json(plan))})
     yield from chained(result.lines)
@@ -84,7 +95,7 @@ def read_record(text: str) -> Recorded:
     for number, (line, right) in enumerate(zip(body, chained(plain), strict=True), 2):
         if line != right:
             raise RecordError(f"line {number}: its chain does not fit the lines before")
-    return Recorded(plan, seed, plain, live=head.get("live") is True)
+    return Recorded(plan, seed, plain, live=head.get("live") is True, broken=str(head.get("broken", "")))
 
 
 def _object(line: str, number: int) -> dict[str, Any]:
@@ -98,7 +109,8 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 
 def replay(recorded: Recorded) -> Replayed:
-    """Run it again and say where it first goes another way."""
+    """Run it again and say where it first goes another way. Raises ``RecordError`` where another version runs here."""
+    recorded.check_version()
     result = simulate(recorded.plan, recorded.seed)
     lines = list(result.lines)
     n = first_divergence(list(recorded.lines), lines)

@@ -18,7 +18,6 @@ from fault_lab.sim.shelf.numbers import NumberBook
 from fault_lab.sim.shelf.refusals import RefusalBook
 from fpu_core.errors import CoreBug
 from guest_agent.outcome import Blocked, Outcome, Pending, Refusal
-from guest_agent.report import Outcome as Ending
 from guest_agent.script import ScriptReport
 from host_agent import commands as c
 from host_agent.effects import FaultChanged, OutcomeReady, VcpusTaken
@@ -49,7 +48,7 @@ ALWAYS: Final = {
     "final-once": "an event has one final outcome, whoever hears of it and how often",
     "recovered-same-outcomes": "each record leads to the outcome that it had",
     "recovered-same-digest": "where nothing was lost, a host comes back as it was, to the byte",
-    "guest-sees-its-bytes": "a guest reads what it has loaded, and its script is not told that it is mistaken",
+    "guest-sees-its-bytes": "a guest reads what it has loaded, and takes no exception that its script does not expect",
     "session-goes-on": "an agent finds its vCPUs' numbers where it left them",
     "one-owner": "a VM that moves has one owner at most",
     "task-reads-its-bytes": "every host task holds what it has loaded, in the registers or in its image, to the byte",
@@ -156,20 +155,8 @@ class Rules:
                 host.machine.check()
             except CoreBug as bug:
                 self.fail("invariants", str(bug))
-        refused = isinstance(result, Exception)
-        match command:
-            case c.SubmitBatch() if not refused:
-                self._submitted(host, command, result)
-            case c.ResolveExit() if not refused:
-                self._resolved(host, command)
-            case c.AcquireControl() if not refused:
-                self._books.epoch_given(host.name, getattr(result, "epoch", 0))
-                self._controls[host.name, command.scope] = getattr(result, "epoch", 0)
-                self._scopes[getattr(result, "name", "")] = command.scope
-            case CommitMigration() if not refused:
-                self._arrived(host, command.migration)
-            case _:
-                pass
+        if not isinstance(result, Exception):
+            self._carried_out(host, command, result)
         self._one_owner()
         for effect in effects:
             match effect:
@@ -181,6 +168,23 @@ class Rules:
         self._failures(effects, result)
         for book in self._shelf:
             book.after(host, command, result, effects)
+
+    def _carried_out(self, host: HostNode, command: c.Command, result: object) -> None:
+        match command:
+            case c.SubmitBatch():
+                self._submitted(host, command, result)
+            case c.ResolveExit():
+                self._resolved(host, command)
+            case c.ResetVm():
+                self.disturbs(command.vm)
+            case c.AcquireControl():
+                self._books.epoch_given(host.name, getattr(result, "epoch", 0))
+                self._controls[host.name, command.scope] = getattr(result, "epoch", 0)
+                self._scopes[getattr(result, "name", "")] = command.scope
+            case CommitMigration():
+                self._arrived(host, command.migration)
+            case _:
+                pass
 
     def _submitted(self, host: HostNode, command: c.SubmitBatch, result: Any) -> None:  # noqa: ANN401
         state = host.machine.state
@@ -270,6 +274,8 @@ class Rules:
         if record is None:
             return
         self._books.exit_is((record.vcpu_uid, record.name), name, record.generation, record.state.value)
+        if record.decision is not None:
+            self._books.exit_decided(name, record.decision.name)
         self._world.record(
             "exit",
             node=host.name,
@@ -353,10 +359,17 @@ class Rules:
             book.heard(guest, vcpu, uid, seq)
         self._books.outcome_heard(uid, vcpu, seq, outcome)
 
-    def guest_ended(self, guest: GuestNode, vcpu: str, report: ScriptReport) -> None:
+    def guest_ended(self, vcpu: str, report: ScriptReport) -> None:
         """A script has come to its end."""
-        if report.outcome is Ending.MISMATCH:
-            self.fail("guest-sees-its-bytes", f"{guest.name}: {vcpu}: {report.reason}")
+        self._books.guest_ended(vcpu, report.outcome.value, report.reason)
+
+    def disturbs(self, name: str) -> None:
+        """A vCPU, or every vCPU of a VM, has met what its script cannot expect: from now on it may end by a fault."""
+        self._books.disturbed.add(name)
+
+    def is_disturbed(self, vm: str, vcpu: str) -> bool:
+        """Whether it has."""
+        return not self._books.disturbed.isdisjoint((vm, vcpu))
 
     def heard_through(self, uid: str) -> int:
         """The highest number of a vCPU, by its uid, whose outcome its agent knows; 0 for none."""

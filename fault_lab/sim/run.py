@@ -11,6 +11,7 @@ from typing import Final
 
 from fpstate.fault.v1 import plan_pb2
 
+from fault_lab.broken.versions import what_is_broken
 from fault_lab.linear.judge import judge
 from fault_lab.plan.canonical import plan_hash
 from fault_lab.plan.numbered import Fired, Watch
@@ -44,7 +45,8 @@ class RunResult:
     """One run. ``seen`` are the "sometimes" that came about. ``cut_short``: the budget ended it.
 
     ``unknown`` says why nothing can be said although nothing was violated; empty where something can.
-    ``deviations`` are the steps that were not in the order of time, where the plan has an order of its own.
+    ``deviations`` are the steps that were not in the order of time, where the plan has an order of its own. ``broken``
+    names the version that ran, where it was one of ``fault_lab.broken``.
     """
 
     plan: str
@@ -59,12 +61,13 @@ class RunResult:
     unknown: str
     digest: str
     deviations: tuple[Deviation, ...]
+    broken: str
     lines: Sequence[str] = field(repr=False)
 
     @property
     def certificate(self) -> dict[str, object]:
         """What somebody else needs to see the same."""
-        return {
+        return ({"broken": self.broken} if self.broken else {}) | {
             "plan": self.plan,
             "plan_sha256": self.plan_hash,
             "seed": self.seed,
@@ -119,6 +122,7 @@ def simulate(plan: plan_pb2.Plan, seed: int | None = None, watch: Watch | None =
         unknown=unknown,
         digest=world.history.digest,
         deviations=tuple(world.order.taken) if world.order is not None else (),
+        broken=what_is_broken(),
         lines=world.history.lines,
     )
 

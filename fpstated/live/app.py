@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.broken_option import BrokenName
 from fpstated.live.halt import halt
 from fpstated.live.run import run
 
@@ -13,6 +14,12 @@ live = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+@live.callback()
+def _broken(ctx: typer.Context, broken: BrokenName = "") -> None:
+    ctx.obj = broken
+
 
 live.command()(run)
 live.command()(halt)

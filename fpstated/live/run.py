@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    ctx: typer.Context,
     plan: PlanFile,
     seed: Seed = None,
     history: Annotated[
@@ -62,7 +63,7 @@ def run(
             where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fpstated-live-")))
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C: nothing is left behind
             try:
-                result = run_live(loaded, where, seed)
+                result = run_live(loaded, where, seed, broken=ctx.obj)
             except NotReadyError as error:
                 raise UsageError(str(error)) from error
             except KeyboardInterrupt:
@@ -88,7 +89,8 @@ def _report(plan: str, result: LiveResult, without: list[str]) -> None:
             f"violation: {found.check} at record {found.step}, {found.t_ns / 1e9:.6f} s: {found.text}", file=sys.stderr
         )
         left_out = "".join(f" --without {name}" for name in without)
-        print(f"repeat: fpstated live run {plan} --seed {result.seed}{left_out}", file=sys.stderr)
+        version = f"live --broken {result.broken}" if result.broken else "live"
+        print(f"repeat: fpstated {version} run {plan} --seed {result.seed}{left_out}", file=sys.stderr)
     elif result.unknown:
         print(f"seed {result.seed}: {result.unknown}", file=sys.stderr)
 

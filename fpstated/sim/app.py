@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fpstated.broken_option import BrokenName
 from fpstated.sim.branch import branch
 from fpstated.sim.check import check
 from fpstated.sim.coverage import coverage
@@ -23,6 +24,15 @@ sim = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+@sim.callback()
+def _broken(ctx: typer.Context, broken: BrokenName = "") -> None:
+    if broken:
+        from fault_lab.broken.versions import planted
+
+        ctx.with_resource(planted(broken))
+
 
 sim.command()(run)
 sim.command()(replay)

@@ -11,7 +11,7 @@ import typer
 
 from fpstated.faults_command import PlanFile
 from fpstated.files import expect_writable, write_output
-from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan, say
+from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, complaints, loaded_plan, say, sim_command
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -118,7 +118,7 @@ def _replays(counterexample: Counterexample | None, output: Path | None, plan: s
     if counterexample is None:
         return f"no plan was found that shows it in the simulator ({plan})"
     hits = len(counterexample.plan.schedule.hits)
-    where = f": fpstated sim run {output}" if output is not None else "; -o FILE writes it"
+    where = f": {sim_command()} run {output}" if output is not None else "; -o FILE writes it"
     return f"a plan of {hits} hits violates the same check in the simulator{where}"
 
 

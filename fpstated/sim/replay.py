@@ -20,11 +20,11 @@ def replay(file: Annotated[Path, typer.Argument(metavar="FILE", help="What `sim 
 
         try:
             recorded = read_record(read_input(file))
+            if recorded.live:
+                raise UsageError(f"{file}: expected a simulated run, got a live one: see `fpstated sim diff`")
+            again = run_again(recorded)
         except RecordError as error:
             raise UsageError(f"{file}: {error}") from error
-        if recorded.live:
-            raise UsageError(f"{file}: expected a simulated run, got a live one: see `fpstated sim diff`")
-        again = run_again(recorded)
         if again.divergence is not None:
             print(f"record {again.divergence} differs\n  was {again.was}\n  now {again.now}", file=sys.stderr)
             raise typer.Exit(VIOLATION)

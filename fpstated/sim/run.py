@@ -13,7 +13,7 @@ import typer
 from fpstated.faults_command import PlanFile
 from fpstated.files import expect_writable, write_output
 from fpstated.progress import stages
-from fpstated.sim.shared import BROKEN, OK, UNKNOWN, VIOLATION, Seed, UsageError, complaints, loaded_plan
+from fpstated.sim.shared import BROKEN, OK, UNKNOWN, VIOLATION, Seed, UsageError, complaints, loaded_plan, sim_command
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -91,7 +91,7 @@ def _report(plan: str, result: RunResult) -> None:
     found = result.violation
     if found is not None:
         print(f"violation: {found.check} at step {found.step}, {found.t_ns / 1e9:.6f} s: {found.text}", file=sys.stderr)
-        print(f"repeat: fpstated sim run {plan} --seed {result.seed}", file=sys.stderr)
+        print(f"repeat: {sim_command()} run {plan} --seed {result.seed}", file=sys.stderr)
     elif result.unknown:
         print(f"seed {result.seed}: {result.unknown}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ import typer
 from fpstated.faults_command import PlanFile
 from fpstated.files import write_output
 from fpstated.progress import stages
-from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, checked_seed, complaints, loaded_plan
+from fpstated.sim.shared import OK, UNKNOWN, VIOLATION, UsageError, checked_seed, complaints, loaded_plan, sim_command
 
 if TYPE_CHECKING:
     from fpstate.fault.v1 import plan_pb2
@@ -145,18 +145,20 @@ class _Report:
         from fault_lab.search.run import mode_name
 
         if self._output is not None:
-            return f"fpstated sim run {self._written(self._output, tried.plan, len(self._known))} --seed {tried.seed}"
+            return (
+                f"{sim_command()} run {self._written(self._output, tried.plan, len(self._known))} --seed {tried.seed}"
+            )
         name = mode_name(self._found.mode)
         match name:
             case "random":
-                return f"fpstated sim run {self._plan} --seed {tried.seed}"
+                return f"{sim_command()} run {self._plan} --seed {tried.seed}"
             case "swarm":
-                return f"fpstated sim search {self._plan} --mode swarm --seed {tried.seed} --runs 1"
+                return f"{sim_command()} search {self._plan} --mode swarm --seed {tried.seed} --runs 1"
             case "pct":
                 words = f"--mode pct --seed {tried.seed} --runs 1 --depth {self._depth}"
-                return f"fpstated sim search {self._plan} {words}"
+                return f"{sim_command()} search {self._plan} {words}"
             case _:  # the last of so many runs
-                return f"fpstated sim search {self._plan} --mode {name} --seed {tried.seed} --runs {self._runs}"
+                return f"{sim_command()} search {self._plan} --mode {name} --seed {tried.seed} --runs {self._runs}"
 
     @property
     def _runs(self) -> int:

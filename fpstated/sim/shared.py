@@ -96,6 +96,14 @@ def recording(file: Path) -> Iterator[Recording]:
         raise UsageError(f"{file}: {error}") from error
 
 
+def sim_command() -> str:
+    """How ``fpstated sim`` was called, for whoever repeats it: the broken version belongs to it."""
+    from fault_lab.broken.versions import what_is_broken
+
+    broken = what_is_broken()
+    return f"fpstated sim --broken {broken}" if broken else "fpstated sim"
+
+
 def loaded_plan(name: str) -> plan_pb2.Plan:
     """A plan whose checks are all known."""
     from fault_lab.sim.run import unknown_checks

@@ -43,9 +43,9 @@ def shrink(
         if output is not None:
             write_output(output, text)
         if test is not None:
-            write_output(test, pytest_text(shrunk.plan, left, test.name))
+            write_output(test, pytest_text(shrunk.plan, left, test.name, shrunk.result.broken))
         if output is None and test is None:
             print(text, end="")
         count = len(shrunk.plan.schedule.hits) if shrunk.exact else len(shrunk.plan.faults)
-        kind = "hits" if shrunk.exact else "faults"
+        kind = ("hit" if shrunk.exact else "fault") + ("" if count == 1 else "s")
         print(f"{found.check}: {count} {kind} left after {shrunk.runs} runs", file=sys.stderr)

@@ -147,6 +147,7 @@ def _replayed(config: pytest.Config, path: Path, given: dict[str, Any]) -> Runs:
     if '"plan_sha256"' in text.partition("\n")[0]:
         try:
             recorded = read_record(text)
+            recorded.check_version()
         except RecordError as error:
             raise _WrongArgumentError(f"--fault-replay: {path}: {error}") from None
         return Runs(recorded.plan, (recorded.seed,), violation=_violation(given), recorded=recorded, replayed=True)

@@ -122,7 +122,7 @@ def test_a_test_is_made(tmp_path: Path) -> None:
     path.write_text(stuck())
     out, err = sim("shrink", str(path), "--pytest", str(test))
     assert out == ""
-    assert err.startswith("no-stuck-exit: 1 hits left after ")
+    assert err.startswith("no-stuck-exit: 1 hit left after ")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -61,7 +61,7 @@ def test_a_violation_and_the_command_that_repeats_it(tmp_path: Path) -> None:
     assert f"repeat: fpstated sim run {path} --seed 1\n" in err
     small = tmp_path / "small.json"
     _, err = sim("shrink", str(path), "-o", str(small))
-    assert err.startswith("no-stuck-exit: 1 hits left after ")
+    assert err.startswith("no-stuck-exit: 1 hit left after ")
     _, err = sim("run", str(small), status=1)
     assert "vms/a/vcpus/0/exits/1 is open at generation 1" in err
 

@@ -145,6 +145,17 @@ def test_a_record_that_goes_another_way_is_named(suite: Suite, tmp_path: Path) -
     assert " differs\n  was {" in said
 
 
+def test_a_record_of_a_broken_version_is_refused(suite: Suite, tmp_path: Path) -> None:
+    """Nothing is broken here, so what was recorded with ``--broken`` cannot be replayed."""
+    suite.write(SEEDS)
+    suite.run(f"--fault-artifacts={tmp_path}")
+    file = tmp_path / "test_guest.py-test_no_exit_stays_open-seed-1" / "history.jsonl"
+    head, _, rest = file.read_text().partition("\n")
+    (tmp_path / "broken.jsonl").write_text(json.dumps({**json.loads(head), "broken": "xfd-first"}) + "\n" + rest)
+    said = suite.says(f"--fault-replay={tmp_path}/broken.jsonl")
+    assert "it was recorded with --broken xfd-first: expected the same here, got nothing broken" in said
+
+
 def test_a_world_says_where_it_stands(suite: Suite, tmp_path: Path) -> None:
     """At which step, and what would have happened next; the test is what repeats it."""
     suite.write("""
