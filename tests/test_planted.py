@@ -138,9 +138,9 @@ def test_a_plan_can_be_run(name: str) -> None:
 
 
 def test_every_check_has_a_bug() -> None:
-    """A check that no bug needs has not been shown to find one."""
+    """A check that no bug needs has not been shown to find one; moves of VMs have theirs in tests/sim/test_moving.py."""
     needed = frozenset[str]().union(*(bug.checks for bug in BUGS.values()))
-    assert ALWAYS.keys() - needed == set()
+    assert ALWAYS.keys() - needed == {"one-owner"}
 
 
 def test_the_docs_name_every_bug() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from fpstate.fault.v1 import plan_pb2
 
@@ -287,7 +287,9 @@ def _sort(reply: object) -> Hashable:
 
 
 class _Court:
-    """What the rules take for a world: one without a history."""
+    """What the rules take for a world: one without a history, in which no VM moves."""
+
+    movers: ClassVar[dict[str, Any]] = {}
 
     def record(self, _kind: str, **_fields: object) -> int:
         """Nobody reads it."""

@@ -83,7 +83,7 @@ def test_search(fpstate_runs):
     ran = suite.run("--fault-live", "-rs")
     ran.assert_outcomes(passed=1, skipped=2)
     ran.stdout.fnmatch_lines(
-        ["*node.clock: a process has the system's clock*", "*fail-nth: only seeds can be run live"]
+        ["*got node.clock: vms/a has the system's clock*", "*fail-nth: only seeds can be run live"]
     )
 
 
