@@ -138,7 +138,7 @@ def test_a_plan_can_be_run(name: str) -> None:
 
 
 def test_every_check_has_a_bug() -> None:
-    """A check that no bug needs has not been shown to find one; moves of VMs have theirs in tests/sim/test_moving.py."""
+    """A check that no bug needs has not been shown to find one; that of moves has its own in tests/sim."""
     needed = frozenset[str]().union(*(bug.checks for bug in BUGS.values()))
     assert ALWAYS.keys() - needed == {"one-owner"}
 

@@ -287,8 +287,9 @@ def _sort(reply: object) -> Hashable:
 
 
 class _Court:
-    """What the rules take for a world: one without a history, in which no VM moves."""
+    """What the rules take for a world: one without a history, in which no VM moves and no host has others beside it."""
 
+    hosts: ClassVar[dict[str, Any]] = {}
     movers: ClassVar[dict[str, Any]] = {}
 
     def record(self, _kind: str, **_fields: object) -> int:
