@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,19 @@ _SHA_BYTES: Final = 32
 
 class SnapshotError(JournalError):
     """A file that is no snapshot of ours, or not as it was written."""
+
+
+#: What reading a state raises that this release did not write: a register that is no 64-bit number is a struct.error.
+_UNREADABLE: Final = (
+    GraphError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +138,7 @@ def read_snapshot(raw: bytes, path: str) -> Snapshot:
         remake(state)
         machine = HostMachine.of(state)
         found = machine.digest()
-    except (GraphError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise SnapshotError(f"{path} cannot be read by this release: {error!r}") from error
     if found != head["digest"]:
         raise SnapshotError(f"{path} leads to a machine with digest {found}, and was made of {head['digest']}")

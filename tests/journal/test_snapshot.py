@@ -85,6 +85,17 @@ def test_a_machine_with_another_digest_is_refused() -> None:
 # -- nothing is forgotten ----------------------------------------------------------------------------------------------
 
 
+def test_a_number_that_no_register_holds_is_refused() -> None:
+    """With a checksum that fits: XCOMP_BV of 128 bits, which only another release would have written."""
+    scribe = history()
+    body = snapshot_bytes(scribe.machine.state, 1, 2)[: -hashlib.sha256().digest_size]
+    xcomp_bv = b"%d" % next(iter(scribe.machine.state.platforms.values())).host.init_fpstate.xcomp_bv
+    assert xcomp_bv in body
+    raw = body.replace(xcomp_bv, b"%d" % (1 << 127))
+    with pytest.raises(SnapshotError, match="cannot be read by this release"):
+        read_snapshot(raw + hashlib.sha256(raw).digest(), "s")
+
+
 @pytest.mark.parametrize(
     "module",
     [state, exits, cpuid, caps, vcpu, fpu, fpstate, cpu, alloc, invariants, action, attributes, hit, table],
