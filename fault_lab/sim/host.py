@@ -99,7 +99,12 @@ class HostNode(Node):
         self._set_timer()
         service, self.service = self.service, Service(self)
         service.forget(wire.because("STORAGE_FULL", "the disk is full"))
-        self.world.soon(self.name, "arms its faults again", lambda: self.world.faults.arm(self))
+        self.world.soon(self.name, "arms its faults again", self._arm_again)
+
+    def _arm_again(self) -> None:
+        """Unless the process has ended in that very moment: nothing is applied then, and nothing is written down."""
+        if self.up:
+            self.world.faults.arm(self)
 
     def _recover(self) -> None:
         machine = self._new_machine()
