@@ -117,9 +117,11 @@ def _history(folder: Path, seed: int) -> Path:
 
 def _damage(directory: Path, chance: random.Random) -> Damage:
     """Do one thing to one file."""
-    path = chance.choice(sorted(path for path in directory.iterdir() if path.name != "lock"))
-    if chance.random() < 0.4:
-        path = directory / f"{DATABASE}-wal"
+    files = sorted(path for path in directory.iterdir() if path.name != "lock" and path.stat().st_size)
+    path = chance.choice(files)
+    wal = directory / f"{DATABASE}-wal"
+    if chance.random() < 0.4 and wal in files:
+        path = wal
     size = path.stat().st_size
     how = chance.choice(
         ("flipped bit", "flipped bit", "flipped bit in the tail", "cut end", "zeroed sector", "swapped pages")
