@@ -26,6 +26,7 @@ from fpstate.fault.v1 import plan_pb2
 from fault_lab.campaign.block import Block, Failure
 from fault_lab.campaign.outline import Outline, OutlineError
 from fault_lab.plan.canonical import readable_json
+from host_agent.journal.directory import sync_directory
 
 _OUTLINE: Final = "campaign.json"
 _BLOCKS: Final = "blocks.jsonl"
@@ -123,11 +124,7 @@ def _durable(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(path.parent)
 
 
 def _line(block: Block) -> dict[str, Any]:

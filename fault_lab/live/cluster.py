@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -221,11 +221,6 @@ class LiveCluster:
         made += _given("--lease", _seconds(self.hosts[self.host_of[controller.name]], "default_lease"))
         made += _given("--fault-points", self._fault_points)
         return made + [word for policy in controller.policies for word in ("--policy", policy)]
-
-    def channels(self) -> Iterator[tuple[str, grpc.Channel]]:
-        """A connection of the caller's to each host, past every proxy."""
-        for name, address in self.addresses.items():
-            yield name, grpc.insecure_channel(address, options=LOCAL)
 
 
 def _given(flag: str, value: str) -> list[str]:

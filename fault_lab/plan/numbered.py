@@ -81,10 +81,6 @@ class NumberedFaults:
         there = [armed for name, armed in self._run.table.armed.items() if plan_name(name) == fault]
         return any(bool(armed.owner) or self.phase not in ("heal", "settle") for armed in there)
 
-    def count(self, point: str, entity: str) -> int:
-        """How often somebody has hit a point."""
-        return self._counts[point, entity]
-
     def enter(self, phase: str) -> None:
         """A phase begins: what is not of it is disarmed, what is of it is armed as it was left."""
         self.phase = phase

@@ -212,10 +212,6 @@ class World:
         fields = {"fault": fired.fault, "point": fired.point, "entity": fired.entity, "hit": fired.hit}
         self.record("fault", **fields, action=repr(fired.action))
 
-    def asks_processes(self) -> None:
-        """Ask at the points of processes though the plan has none there."""
-        self._process_points |= {"node.run"}
-
     @staticmethod
     def brief(value: object) -> str:
         """A request or a reply in a few words."""

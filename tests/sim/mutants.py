@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fault_lab.broken.decisions import any_generation
 from fault_lab.sim.host import HostNode
 from fault_lab.sim.journal import ModelledJournal
 from host_agent import commands as c
@@ -36,16 +37,7 @@ def ack_before_commit(patch: Patch) -> None:
 
 def double_decision(patch: Patch) -> None:
     """A decision for a generation that was decided is applied to the one that the exit is at now."""
-    real = decisions.resolve_exit
-
-    def resolve(state: HostState, command: c.ResolveExit) -> ExitRecord:
-        record = state.exits.get(command.exit)
-        if record is not None and record.open:
-            record.winners.pop(command.generation, None)
-            command = replace(command, generation=record.generation)
-        return real(state, command)
-
-    patch.setitem(machine.HANDLERS, c.ResolveExit, resolve)
+    patch.setitem(machine.HANDLERS, c.ResolveExit, any_generation(decisions.resolve_exit))
 
 
 def stale_epoch(patch: Patch) -> None:
