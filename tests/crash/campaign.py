@@ -155,9 +155,9 @@ class Campaign:
         while self.chance.random() < 0.25:
             self._kill_starting_host()
         self.host.log.clear()
+        watched = self.controller.record.watched  # before it can have found the host
         self.host.start()
         self._compare_digest()
-        watched = self.controller.record.watched
         if self.chance.random() < 0.3:
             # Else it might never come to a decision, if it takes its time and the next kill comes first.
             wait_for(lambda: self.controller.record.watched > watched, PROGRESS_S)

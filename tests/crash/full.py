@@ -21,7 +21,10 @@ from tests.crash.campaign import HOST_FLAGS, PROGRESS_S, Campaign
 from tests.crash.moments import wait_for
 from tests.host_process import READY_S, HostProcess, lift_file_size, mounted_tmpfs
 
-_SIZE = "48m"
+#: For the records that are kept, the log, and three snapshots, which grow with each VM that was: a few minutes of work.
+_SIZE = "128m"
+#: For the index of the log (the -shm file), which whoever opens the log of a dead host makes anew.
+_INDEX_BYTES = 256 * 1024
 
 
 class FullCampaign(Campaign):
@@ -45,6 +48,7 @@ class FullCampaign(Campaign):
             self._wait_for_progress(before)
         else:
             super().round()
+        self.twin.follow(self.host.state_dir)  # before the host forgets what the twin has not seen
 
     def is_done(self, kills: int) -> bool:
         """The disk was full as well."""
@@ -80,6 +84,14 @@ class FullCampaign(Campaign):
             self._start_full()
         else:
             self._free()
+
+    def _audit(self) -> None:
+        full = self._ballast.exists()
+        if full:
+            os.truncate(self._ballast, self._ballast.stat().st_size - _INDEX_BYTES)
+        super()._audit()
+        if full:
+            self._fill()
 
     def _start_full(self) -> None:
         """A host that finds its disk full when it comes says so and ends, or refuses work until there is room."""

@@ -46,6 +46,12 @@ class Twin:
             if through is None:
                 check_tail(store, self.n, self.crc)
 
+    def follow(self, directory: Path) -> None:
+        """Take what a host that lives has committed by now."""
+        with Store(directory, write=False) as store:
+            through = store.last()
+        self.advance(directory, through=through)
+
     def _note(self, _now_ns: int, command: Command, reply: object) -> None:
         if isinstance(command, ResolveExit) and isinstance(reply, ExitRecord):
             self.decided[command.exit].add(command.generation)

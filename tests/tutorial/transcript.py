@@ -23,6 +23,8 @@ _FILE: Final = re.compile(r"# (\w+\.\w+)\n")
 _PICTURE: Final = re.compile(r"!\[[^\]]*\]\((pictures/([\w.-]+))\)")
 _ANY: Final = "..."
 _COMMAND_S: Final = 300
+#: What a command may know of where the tests run. Not whether somebody looks: pytest says more where CI is set.
+_KNOWN: Final = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ def _session(block: str) -> Iterator[Shown]:
 
 def _typed(command: str, folder: Path) -> str:
     """What it says. The command ``fpstated`` and ``pytest`` are those of this Python."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
+    environment = {name: os.environ[name] for name in _KNOWN if name in os.environ}
+    environment |= {"COLUMNS": "120", "NO_COLOR": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
