@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 
 import pytest
 
@@ -12,6 +13,12 @@ _counter = itertools.count()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--rewrite``: scenario files take over what was printed."""
     parser.addoption("--rewrite", action="store_true", help="write what scenarios print into their files")
+
+
+def pytest_configure() -> None:
+    """What a shell runs in the background ignores SIGINT, and so would all that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
