@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import apsw
@@ -17,6 +21,7 @@ from tests.crash.audit import audit
 from tests.crash.disk import SECTOR_BYTES, FaultyDisk, power_cut
 from tests.crash.faults import FaultCampaign
 from tests.crash.host import LIE
+from tests.crash.moments import children_of
 from tests.crash.record import Record
 from tests.crash.twin import Twin
 from tests.journal.rig import CONFIG, Scribe
@@ -69,6 +74,21 @@ def test_a_host_that_does_not_sync_is_found_out(tmp_path: Path) -> None:
         campaign.close()
     assert campaign.sectors_lost
     assert campaign.findings()
+
+
+def test_a_campaign_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    """Neither processes nor a mounted disk."""
+    command = [sys.executable, "-m", "tests.crash", "--kills", "1000", "--full"]
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE) as campaign:
+        assert campaign.stderr is not None
+        campaign.stderr.read(1)  # which it says after its first round
+        started = children_of(campaign.pid)
+        campaign.terminate()
+        campaign.stderr.read()
+    assert campaign.returncode == 128 + signal.SIGTERM
+    assert len(started) >= 4
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
 
 
 # -- the audit ---------------------------------------------------------------------------------------------------------

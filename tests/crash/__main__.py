@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,15 +21,19 @@ from tests.crash.full import FullCampaign, small_disk
 from tests.crash.moments import Moment
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a campaign; status 1 where anything was lost, duplicated, or is not what it must be."""
+def main(arguments: list[str] | None = None, *, told_to_end: threading.Event | None = None) -> int:
+    """Run a campaign; status 1 where anything was lost, duplicated, or is not what it must be.
+
+    One that is told to end does so after the kill that it is at, with the status of SIGTERM, and takes down what runs.
+    """
+    told_to_end = told_to_end or threading.Event()
     options = _options(arguments)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     print(f"again: python -m tests.crash {options.flags} --seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="fpstated-crash-") as folder:
         if options.damages:
             return damage_campaign(Path(folder), seed, options.damages)
-        return _kill(Path(folder), seed, options)
+        return _kill(Path(folder), seed, options, told_to_end)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -44,7 +50,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _kill(folder: Path, seed: int, options: argparse.Namespace) -> int:
+def _kill(folder: Path, seed: int, options: argparse.Namespace, told_to_end: threading.Event) -> int:
     begin_s = time.monotonic()
     with _campaign(folder, seed, options) as campaign:
         if campaign.no_kvm:
@@ -55,6 +61,8 @@ def _kill(folder: Path, seed: int, options: argparse.Namespace) -> int:
                 found = len(campaign.findings())
                 campaign.round()
                 _say_where(campaign, begin_s, found)
+                if told_to_end.is_set():
+                    return 128 + signal.SIGTERM
             campaign.end()
         finally:
             campaign.close()
@@ -106,4 +114,6 @@ def figures(campaign: Campaign) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _told_to_end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _told_to_end.set())
+    sys.exit(main(told_to_end=_told_to_end))
