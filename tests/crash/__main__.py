@@ -21,19 +21,15 @@ from tests.crash.full import FullCampaign, small_disk
 from tests.crash.moments import Moment
 
 
-def main(arguments: list[str] | None = None, *, told_to_end: threading.Event | None = None) -> int:
-    """Run a campaign; status 1 where anything was lost, duplicated, or is not what it must be.
-
-    One that is told to end does so after the kill that it is at, with the status of SIGTERM, and takes down what runs.
-    """
-    told_to_end = told_to_end or threading.Event()
+def main(arguments: list[str] | None = None) -> int:
+    """Run a campaign; status 1 where anything was lost, duplicated, or is not what it must be."""
     options = _options(arguments)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     print(f"again: python -m tests.crash {options.flags} --seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="fpstated-crash-") as folder:
         if options.damages:
             return damage_campaign(Path(folder), seed, options.damages)
-        return _kill(Path(folder), seed, options, told_to_end)
+        return _kill(Path(folder), seed, options)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,9 +46,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _kill(folder: Path, seed: int, options: argparse.Namespace, told_to_end: threading.Event) -> int:
+def _kill(folder: Path, seed: int, options: argparse.Namespace) -> int:
     begin_s = time.monotonic()
-    with _campaign(folder, seed, options) as campaign:
+    with _sigterm() as told_to_end, _campaign(folder, seed, options) as campaign:
         if campaign.no_kvm:
             print(f"skipped: real guests ({campaign.no_kvm})")
         try:
@@ -71,6 +67,17 @@ def _kill(folder: Path, seed: int, options: argparse.Namespace, told_to_end: thr
         print(campaign.figures())
     print(f"guests run to their end and verified: {campaign.verified}; {time.monotonic() - begin_s:.0f} s")
     return figures(campaign)
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """What is set when this process is told to end, which is done after a kill: nothing is to be left running."""
+    told_to_end = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: told_to_end.set())
+    try:
+        yield told_to_end
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_where(campaign: Campaign, begin_s: float, found: int) -> None:
@@ -114,6 +121,4 @@ def figures(campaign: Campaign) -> int:
 
 
 if __name__ == "__main__":
-    _told_to_end = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: _told_to_end.set())
-    sys.exit(main(told_to_end=_told_to_end))
+    sys.exit(main())

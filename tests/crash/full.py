@@ -88,7 +88,7 @@ class FullCampaign(Campaign):
     def _audit(self) -> None:
         full = self._ballast.exists()
         if full:
-            os.truncate(self._ballast, self._ballast.stat().st_size - _INDEX_BYTES)
+            os.truncate(self._ballast, max(0, self._ballast.stat().st_size - _INDEX_BYTES))
         super()._audit()
         if full:
             self._fill()
